@@ -1,0 +1,202 @@
+"""Operations: named contracts that implementations are held to, as data."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from lowbit_cts.kernels.semantics import Semantics
+from lowbit_cts.reference.enclosure import Enclosure
+from lowbit_cts.reference.formats import FORMATS, Format
+
+Parameters = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of an operation.
+
+    Attributes
+    ----------
+    values : tuple
+        The admissible values, or for an open set those the suite draws from.
+    doc : str
+    assumed : tuple
+        The values an implementation supports when it does not say.
+    open : bool
+        Any positive integer is admissible (a group size).
+    needed : callable of the other parameters
+        Whether the parameter means anything beside them; where not, it is None (an axis without per-axis scales).
+    """
+
+    values: tuple[Any, ...]
+    doc: str
+    assumed: tuple[Any, ...]
+    open: bool = False
+    needed: Callable[[Parameters], bool] = field(default=lambda parameters: True)
+
+    def admits(self, value: Any) -> bool:
+        """Return whether a value is admissible."""
+        if self.open:
+            return isinstance(value, int) and not isinstance(value, bool) and value > 0
+        return any(value == v and type(value) is type(v) for v in self.values)
+
+    def admissible(self) -> str:
+        """Return the admissible values, for messages."""
+        return "positive integers" if self.open else ", ".join(map(str, self.values))
+
+
+@dataclass(frozen=True)
+class Argument:
+    """An argument or result: its name, its format and its symbolic shape, both by the parameters.
+
+    Attributes
+    ----------
+    name : str
+    format : callable of the parameters
+        Gives the name of a format in `lowbit_cts.reference.formats`.
+    shape : callable of the parameters
+        Gives the symbols of the axes, such as ``("M", "K")``; ``()`` for a scalar.
+    present : callable of the parameters
+        Whether the argument is given; where not, it is None (a bias).
+    doc : str
+    """
+
+    name: str
+    format: Callable[[Parameters], str]
+    shape: Callable[[Parameters], tuple[str, ...]]
+    doc: str
+    present: Callable[[Parameters], bool] = field(default=lambda parameters: True)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Concrete inputs of one operation.
+
+    Attributes
+    ----------
+    operation : Operation
+    parameters : dict
+        A value for every parameter of the operation; None where it means nothing beside the others.
+    arrays : dict of ndarray or None
+        One entry an argument, codes in the carrier of its format.
+    origin : dict
+        What the inputs were made from (fill, seed), for messages.
+    """
+
+    operation: "Operation"
+    parameters: dict[str, Any]
+    arrays: dict[str, np.ndarray | None]
+    origin: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The length of every symbolic axis."""
+        found: dict[str, int] = {}
+        for argument in self.operation.arguments:
+            array = self.arrays[argument.name]
+            if array is not None:
+                found |= dict(zip(argument.shape(self.parameters), array.shape, strict=True))
+        return found
+
+    def format(self, name: str) -> Format:
+        """Return the format of an argument or result."""
+        slots = {slot.name: slot for slot in (*self.operation.arguments, *self.operation.results)}
+        return FORMATS[slots[name].format(self.parameters)]
+
+    def result_shape(self, result: Argument) -> tuple[int, ...]:
+        """Return the shape of a result."""
+        return tuple(self.sizes[symbol] for symbol in result.shape(self.parameters))
+
+    def take(self, symbol: str, indices: Any) -> "Case":
+        """Return the case cut along an independent axis: every argument that has it."""
+        arrays = {
+            argument.name: _take(self.arrays[argument.name], argument.shape(self.parameters), symbol, indices)
+            for argument in self.operation.arguments
+        }
+        return replace(self, arrays=arrays)
+
+    def enclosures(self, semantics: Semantics) -> dict[str, Enclosure]:
+        """Return the admissible results under the semantics, an enclosure a result."""
+        return self.operation.evaluate(self, semantics)
+
+
+def _take(array: np.ndarray | None, axes: tuple[str, ...], symbol: str, indices: Any) -> np.ndarray | None:
+    if array is None or symbol not in axes:
+        return array
+    return array[tuple(indices if axis == symbol else slice(None) for axis in axes)]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A named contract.
+
+    Attributes
+    ----------
+    name, summary, source : str
+        The source is the paper, equation or specification that defines it.
+    arguments, results : tuple of Argument
+        Implementations take the arguments by position, in this order.
+    parameters : dict of Parameter
+        Implementations take those they name, by keyword.
+    semantics : tuple of str
+        The fields of `Semantics` that matter.
+    evaluate : callable of (case, semantics)
+        The reference: an `Enclosure` for each result; ValueError for invalid inputs.
+    independent : callable of the parameters
+        The axes along which results do not depend on each other: a cut through them cuts the results.
+    variants : tuple of str
+        Parameters whose every declared combination is exercised, even in the smallest profile.
+    constant : tuple of str
+        Arguments that `prepare` takes once, untimed (weights and their scales).
+    admits : callable of the parameters
+        Whether a combination of admissible values is one of the operation's.
+    work : callable of the case
+        Arithmetic operations of a call.
+    """
+
+    name: str
+    summary: str
+    source: str
+    arguments: tuple[Argument, ...]
+    results: tuple[Argument, ...]
+    parameters: Mapping[str, Parameter]
+    semantics: tuple[str, ...]
+    evaluate: Callable[[Case, Semantics], dict[str, Enclosure]]
+    independent: Callable[[Parameters], tuple[str, ...]]
+    variants: tuple[str, ...]
+    work: Callable[[Case], float]
+    constant: tuple[str, ...] = ()
+    admits: Callable[[Parameters], bool] = field(default=lambda parameters: True)
+
+    def combinations(self, supports: Mapping[str, tuple[Any, ...]], names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+        """Yield the supported combinations of the named parameters that are the operation's, idle ones as None."""
+        seen = []
+        for values in product(*(supports[name] for name in names)):
+            chosen = dict(zip(names, values, strict=True))
+            chosen = {
+                name: value if self.parameters[name].needed({**chosen}) else None for name, value in chosen.items()
+            }
+            if chosen not in seen and self.admits(chosen):
+                seen.append(chosen)
+                yield chosen
+
+    def bytes_moved(self, case: Case) -> float:
+        """Return the least memory traffic of a call in bytes: every argument read and every result written once."""
+        read = [(a.name, array.size) for a in self.arguments if (array := case.arrays[a.name]) is not None]
+        written = [(r.name, int(np.prod(case.result_shape(r)))) for r in self.results]
+        return sum(size * case.format(name).bits / 8 for name, size in read + written)
+
+
+#: Every operation of the suite by name, filled by the modules of `lowbit_cts.kernels.operations`.
+OPERATIONS: dict[str, Operation] = {}
+
+
+def register(operation: Operation) -> Operation:
+    """Add an operation to `OPERATIONS`."""
+    if operation.name in OPERATIONS:
+        raise ValueError(f"operation {operation.name!r} is defined twice")
+    OPERATIONS[operation.name] = operation
+    return operation

@@ -1,0 +1,100 @@
+"""Products of quantized matrices: matmul_int8, matmul_w8a8."""
+
+import numpy as np
+
+from lowbit_cts.kernels.operation import Argument, Case, Operation, Parameter, register
+from lowbit_cts.kernels.semantics import Semantics
+from lowbit_cts.reference import products as reference
+from lowbit_cts.reference.enclosure import Enclosure, determined
+
+
+def _multiply_adds(case: Case) -> float:
+    sizes = case.sizes
+    return 2.0 * sizes["M"] * sizes["N"] * sizes["K"]
+
+
+def _present(case: Case, name: str) -> np.ndarray:
+    array = case.arrays[name]
+    assert array is not None
+    return array
+
+
+def _matmul_int8(case: Case, semantics: Semantics) -> dict[str, Enclosure]:
+    return {"y": determined(reference.matmul_int8(_present(case, "a"), _present(case, "b")))}
+
+
+def _matmul_w8a8(case: Case, semantics: Semantics) -> dict[str, Enclosure]:
+    y = reference.matmul_w8a8_enclosure(
+        *(_present(case, name) for name in ("a", "a_scale", "a_zero_point", "b", "b_scale")),
+        case.arrays["bias"],
+        output_format=case.parameters["output_format"],
+        **semantics.choices(case.operation.semantics),
+    )
+    return {"y": y}
+
+
+_A_FORMAT = Parameter(("int8", "uint8"), "the format of a", assumed=("int8",))
+_B = Argument("b", lambda p: "int8", lambda p: ("K", "N"), "weight codes, row k holding input k of every output")
+
+matmul_int8 = register(
+    Operation(
+        name="matmul_int8",
+        summary="the exact int32 product of int8 (or uint8) and int8 matrices",
+        source="ONNX MatMulInteger, opset 10",
+        arguments=(
+            Argument("a", lambda p: p["a_format"], lambda p: ("M", "K"), "codes"),
+            Argument("b", lambda p: "int8", lambda p: ("K", "N"), "codes"),
+        ),
+        results=(Argument("y", lambda p: "int32", lambda p: ("M", "N"), "sums"),),
+        parameters={"a_format": _A_FORMAT},
+        semantics=(),
+        evaluate=_matmul_int8,
+        independent=lambda p: ("M", "N"),
+        variants=("a_format",),
+        constant=("b",),
+        work=_multiply_adds,
+    )
+)
+
+
+def _per_token(parameters: dict) -> tuple[str, ...]:
+    return ("M",) if parameters["activation_granularity"] == "token" else ()
+
+
+matmul_w8a8 = register(
+    Operation(
+        name="matmul_w8a8",
+        summary="linear layer on 8-bit codes: a_scale b_scale (a - a_zero_point) @ b + bias",
+        source="Jacob et al., arXiv:1712.05877, eq. (7); vLLM scaled_mm epilogues",
+        arguments=(
+            Argument("a", lambda p: p["a_format"], lambda p: ("M", "K"), "activation codes"),
+            Argument("a_scale", lambda p: "float32", _per_token, "activation scales"),
+            Argument("a_zero_point", lambda p: "int32", _per_token, "activation zero points; 0 where symmetric"),
+            _B,
+            Argument(
+                "b_scale",
+                lambda p: "float32",
+                lambda p: ("N",) if p["weight_granularity"] == "channel" else (),
+                "weight scales",
+            ),
+            Argument("bias", lambda p: "float32", lambda p: ("N",), "bias or None", present=lambda p: p["has_bias"]),
+        ),
+        results=(Argument("y", lambda p: p["output_format"], lambda p: ("M", "N"), "outputs"),),
+        parameters={
+            "a_format": _A_FORMAT,
+            "activation_granularity": Parameter(("tensor", "token"), "one activation scale, or one a row", assumed=("token",)),
+            "weight_granularity": Parameter(("tensor", "channel"), "one weight scale, or one a column", assumed=("channel",)),
+            "mapping": Parameter(
+                ("symmetric", "asymmetric"), "symmetric: a_zero_point is 0 (uint8: 128)", assumed=("asymmetric",)
+            ),
+            "has_bias": Parameter((False, True), "whether a bias is added", assumed=(True,)),
+            "output_format": Parameter(("float32", "float16", "bfloat16"), "the format of y", assumed=("float32",)),
+        },
+        semantics=("accumulator", "zero_point_correction"),
+        evaluate=_matmul_w8a8,
+        independent=lambda p: ("M", "N"),
+        variants=("activation_granularity", "weight_granularity", "mapping", "output_format"),
+        constant=("b", "b_scale"),
+        work=_multiply_adds,
+    )
+)

@@ -1,0 +1,101 @@
+"""Addition of quantized vectors, each with its own scale and zero point.
+
+References
+----------
+.. [1] TensorFlow Lite 8-bit quantization specification, ADD: int8 inputs and output, asymmetric, per tensor.
+.. [2] B. Jacob et al., arXiv:1712.05877, appendix A.2 (addition).
+"""
+
+import numpy as np
+
+from lowbit_cts.reference.choices import Division, Rounding, ZeroPointOrder
+from lowbit_cts.reference.enclosure import Enclosure, gamma, power_of_two, representable
+from lowbit_cts.reference.formats import float_format, integer_format
+from lowbit_cts.reference.rounding import round_to_integer
+
+_FLOAT32 = float_format("float32")
+_U32 = _FLOAT32.unit_roundoff
+
+
+def _scalar(value: np.ndarray, name: str) -> np.ndarray:
+    value = np.asarray(value)
+    if value.shape != ():
+        raise ValueError(f"{name}: has shape {value.shape}, must be a scalar ()")
+    return value
+
+
+def add_int8_enclosure(
+    a: np.ndarray,
+    a_scale: np.ndarray,
+    a_zero_point: np.ndarray,
+    b: np.ndarray,
+    b_scale: np.ndarray,
+    b_zero_point: np.ndarray,
+    y_scale: np.ndarray,
+    y_zero_point: np.ndarray,
+    *,
+    format: str = "int8",
+    rounding: Rounding = Rounding.HALF_EVEN,
+    zero_point_order: ZeroPointOrder = ZeroPointOrder.OUTSIDE,
+    division: Division = Division.DIVIDE,
+    division_ulps: float = 0.0,
+) -> Enclosure:
+    """Return the admissible codes of (s_a (a - z_a) + s_b (b - z_b)) / s_y, rounded, plus z_y, saturated.
+
+    Parameters
+    ----------
+    a, b : ndarray of int, both of shape (N,)
+        Codes of `format`.
+    a_scale, b_scale, y_scale : float32 scalars
+        Positive and finite.
+    a_zero_point, b_zero_point, y_zero_point : int scalars
+        Codes of `format`.
+    format : {"int8", "uint8"}
+
+    Returns
+    -------
+    Enclosure of int64, shape (N,)
+        The codes that the ends of the sum's interval round to: gamma_6 of the terms' magnitudes covers float32
+        arithmetic in any association, fused or not. The interval is a point, and one code admissible, where every
+        scale is a power of two and the sum is representable.
+
+    Raises
+    ------
+    ValueError
+        Shapes that differ, a scale that is not positive and finite, a zero point outside the format.
+    """
+    qmin, qmax = integer_format(format).codes()
+    a, b = np.asarray(a, np.int64), np.asarray(b, np.int64)
+    if a.shape != b.shape:
+        raise ValueError(f"b: has shape {b.shape}, must have that of a, {a.shape}")
+    scales = []
+    for name, given in (("a_scale", a_scale), ("b_scale", b_scale), ("y_scale", y_scale)):
+        scale = _scalar(np.asarray(given, np.float64), name)
+        if not np.isfinite(scale) or scale <= 0:
+            raise ValueError(f"{name}: must be positive and finite; got {scale}")
+        scales.append(scale)
+    zeros = []
+    for name, given in (("a_zero_point", a_zero_point), ("b_zero_point", b_zero_point), ("y_zero_point", y_zero_point)):
+        zero = _scalar(np.asarray(given, np.int64), name)
+        if not qmin <= zero <= qmax:
+            raise ValueError(f"{name}: must lie in [{qmin}, {qmax}]; got {zero}")
+        zeros.append(zero)
+    s_a, s_b, s_y = scales
+    z_a, z_b, z_y = zeros
+    first, second = s_a * (a - z_a), s_b * (b - z_b)
+    quotient = (first + second) / s_y
+    exactly = np.all([power_of_two(s) for s in scales]) & representable(quotient, _FLOAT32)
+    slack = (gamma(6, _U32) + 2 * _U32 * division_ulps * (division is Division.APPROXIMATE)) * (
+        np.abs(first) + np.abs(second)
+    ) / s_y
+    if zero_point_order is ZeroPointOrder.INSIDE:
+        quotient = quotient + z_y
+        exactly &= representable(quotient, _FLOAT32)
+        slack = slack + _U32 * np.abs(quotient)
+    slack = np.where(exactly, 0.0, slack)
+
+    def code(t: np.ndarray) -> np.ndarray:
+        rounded = round_to_integer(t, rounding) + (z_y if zero_point_order is ZeroPointOrder.OUTSIDE else 0)
+        return np.clip(rounded, qmin, qmax).astype(np.int64)
+
+    return Enclosure(code(quotient), code(quotient - slack), code(quotient + slack))

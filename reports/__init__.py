@@ -1,0 +1,1 @@
+"""Evidence (what was observed, as JSON lines) and everything rendered from it."""
