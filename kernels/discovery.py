@@ -60,6 +60,8 @@ def load_backends(spec: str) -> list[Backend]:
                 f"--backend {spec}: no such backend; admissible: {names}, an importable module, or module:attribute"
             ) from None
         raise ContractError(f"--backend {spec}: the module fails to import: {error}") from error
+    except ContractError as error:
+        raise ContractError(f"--backend {spec}: {error}") from error
     except Exception as error:  # whatever a stranger's module raises is a message, not our traceback
         raise ContractError(
             f"--backend {spec}: the module fails to import: {type(error).__name__}: {error}"

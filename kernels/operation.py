@@ -99,6 +99,8 @@ class Case:
             array = self.arrays[argument.name]
             if array is not None:
                 found |= dict(zip(argument.shape(self.parameters), array.shape, strict=True))
+        if self.parameters.get("group_size"):
+            found.setdefault("G", found["K"] // self.parameters["group_size"])
         return found
 
     def format(self, name: str) -> Format:

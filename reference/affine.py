@@ -189,6 +189,7 @@ def quantize_enclosure(
                                 zero_point_order)
                 for side in (-1, 1)
             )  # fmt: skip
+        lo, hi = np.minimum(lo, exact), np.maximum(hi, exact)
     else:
         kinds = [Contraction.SEPARATE, Contraction.FUSED] if contraction is Contraction.EITHER else [contraction]
         candidates = [codes(x, division, kind) for kind in kinds]
@@ -365,7 +366,7 @@ def _rounded_quotient(
             divides &= power_of_two(np.asarray(b, np.float64))
         slack = np.where(exactly & divides, 0.0, gamma(3, _U32) * np.abs(quotient) + _FLOAT32.smallest_subnormal)
         found = within(quotient, slack, _FLOAT32)
-    return found.exact, found.lo, found.hi
+    return found.exact, np.maximum(found.lo, 0.0), found.hi
 
 
 def _symmetric_scale(
@@ -415,9 +416,9 @@ def _zero_point(
         ends = []
         for s in (scales.exact, scales.lo, scales.hi):
             t = np.where(low == 0, 0.0, low / s)  # 0 / 0 where a zero scale is kept: as if the range were [0, 0]
-            sure = representable(t, _FLOAT32) & (t * s == low) | (low == 0)
+            sure = representable(t, _FLOAT32) & (t * s == low) | (low == 0) | np.isinf(t)
             if division is not Division.DIVIDE:
-                sure &= power_of_two(s) | (low == 0)
+                sure &= power_of_two(s) | (low == 0) | np.isinf(t)
             slack = np.where(sure, 0.0, gamma(2, _U32) * np.abs(t))
             if rule is ZeroPointRule.ROUND_SUM:
                 slack = np.where(sure & representable(qmin - t, _FLOAT32), 0.0, slack + _U32 * np.abs(qmin - t))

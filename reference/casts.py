@@ -44,6 +44,8 @@ def cast_float8(
     start, end = float_format(source), float_format(target)
     if (source in FLOAT8_FORMATS) == (target in FLOAT8_FORMATS):
         raise ValueError(f"source, target: one of the two must be a float8 format; got {source}, {target}")
+    if target not in FLOAT8_FORMATS:  # wide enough for every value: infinities stay
+        overflow = Overflow.INFINITY_OR_NAN
     return encode(decode(np.asarray(x), start), end, rounding, overflow)
 
 

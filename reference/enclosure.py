@@ -54,8 +54,8 @@ class Enclosure:
         """Return, elementwise, error over admissible error: 0 is exact, up to 1 faithful, inf an undeserved error."""
         exact = np.asarray(self.exact, np.float64)
         values = np.asarray(values, np.float64)
-        room = np.where(values > exact, self.hi - exact, exact - self.lo)
         with np.errstate(invalid="ignore", divide="ignore"):
+            room = np.where(values > exact, self.hi - exact, exact - self.lo)
             error = np.abs(values - exact)
             ratio = np.where(error == 0, 0.0, error / room)
         same = (values == exact) | (np.isnan(values) & np.isnan(exact))

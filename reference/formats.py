@@ -202,7 +202,8 @@ def encode(
     negative = np.signbit(values)
     finite = np.isfinite(values)
     size = np.abs(np.where(finite, values, 0.0))
-    exponent = np.where(size > 0, np.maximum(np.frexp(size)[1] - 1, fmt.minimum_exponent), fmt.minimum_exponent)
+    exponent = np.frexp(size)[1].astype(np.int64) - 1
+    exponent = np.where(size > 0, np.maximum(exponent, fmt.minimum_exponent), fmt.minimum_exponent)
     steps = np.ldexp(size, fmt.mantissa_bits - exponent)  # in units of the last place, exactly
     signed_steps = np.where(negative, -steps, steps)
     significand = np.abs(round_to_integer(signed_steps, rounding)).astype(np.int64)

@@ -6,10 +6,10 @@ from lowbit_cts.reference.choices import Rounding
 
 
 def _half(x: np.ndarray, at_tie: np.ndarray) -> np.ndarray:
-    floor = np.floor(x)
+    whole = np.trunc(x)
     with np.errstate(invalid="ignore"):
-        rest = x - floor  # exact for |x| < 2**52; beyond that x is an integer and the rest 0 (NaN at infinities)
-    return np.where(rest == 0.5, at_tie, np.where(rest > 0.5, floor + 1, floor))
+        rest = np.abs(x - whole)  # exact, which x - floor(x) is not for x = -(1/2 - 2**-54); NaN at infinities
+    return np.where(rest == 0.5, at_tie, np.where(rest > 0.5, whole + np.copysign(1.0, x), whole))
 
 
 _ROUND = {

@@ -142,7 +142,8 @@ def terminal(table: Table, width: int | None = None) -> str:
         text = _grid(table, "simple")
     if left_out:
         table = table.without((), f"Left to the files: {', '.join(left_out)}.")
-    return "\n".join((table.title, "", text, *textwrap.wrap(table.note, min(width, 110))))
+    note = textwrap.fill(table.note, min(width, 110))
+    return "\n\n".join(filter(None, (table.title, text, note)))
 
 
 def terminal_listing(table: Table) -> str:
@@ -185,8 +186,8 @@ def preamble(report: Report) -> str:
     """Return what the report is of: its runs and what they ran on, as Markdown."""
     lines = [f"# Lowbit-CTS: {report.folder.resolve().name}", ""]
     for run in report.runs:
-        device = ", ".join(
-            f"{key} {value}" for key, value in run.device.items() if value not in (None, {}, [])
+        device = tables.pairs(
+            {key: value for key, value in run.device.items() if value not in (None, {}, [])}
         )
         packages = ", ".join(
             f"{name} {version}" for name, version in run.environment.get("packages", {}).items()

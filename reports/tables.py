@@ -185,7 +185,7 @@ def failures(records: Iterable[Record]) -> Table:
         tuple(
             (
                 f"waived {r.verdict}" if r.waiver else r.verdict,
-                *(r.device, r.backend, r.operation, r.implementation, r.property, _pairs(r.parameters)),
+                *(r.device, r.backend, r.operation, r.implementation, r.property, pairs(r.parameters)),
                 number(r.worst, 3),
                 *(r.message or "", r.counterexample or "", r.reproduce or "", r.waiver or ""),
             )
@@ -213,14 +213,14 @@ def accuracy_versus_speed(records: Iterable[Record]) -> Table:
         "device": lambda m: m.device,
         "operation": lambda m: m.operation,
         "workload": lambda m: m.workload,
-        "shape": lambda m: _pairs(m.shape),
+        "shape": lambda m: pairs(m.shape),
         "cache": lambda m: m.cache,
         "fill": lambda m: m.fill,
         "backend": lambda m: m.backend,
         "version": lambda m: m.backend_version,
         "implementation": lambda m: m.implementation,
         "format": lambda m: _text(m.parameters.get("format")),
-        "parameters": lambda m: _pairs({k: v for k, v in m.parameters.items() if k != "format"}),
+        "parameters": lambda m: pairs({k: v for k, v in m.parameters.items() if k != "format"}),
         "bpw": lambda m: number(m.bits_per_weight),
         "median µs": lambda m: number(m.median_s, unit=1e-6),
         "CI95 µs": lambda m: f"{number(m.ci_low_s, unit=1e-6)}–{number(m.ci_high_s, unit=1e-6)}",
@@ -417,13 +417,14 @@ def _comparable(m: Measurement) -> tuple[Any, ...]:
 def _text(value: Any) -> str:
     """Return a parameter's value compactly."""
     if isinstance(value, Mapping):
-        return f"({_pairs(value)})"
+        return f"({pairs(value)})"
     if isinstance(value, list | tuple):
         return "/".join(map(_text, value))
     return "" if value is None else number(value) if isinstance(value, float) else str(value)
 
 
-def _pairs(mapping: Mapping[str, Any]) -> str:
+def pairs(mapping: Mapping[str, Any]) -> str:
+    """Return parameters compactly: ``format=int4 group=128``."""
     return " ".join(f"{name}={_text(value)}" for name, value in mapping.items())
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import psutil
+
 from lowbit_cts.benches.engine.clocks import Clock, clock_for
 from lowbit_cts.benches.engine.machine import last_level_cache_bytes
 from lowbit_cts.benches.engine.measure import Measurement, measure
@@ -32,14 +33,9 @@ class Ceiling(NamedTuple):
 
 
 def _rate(name: str, unit: Any, counted: str, amount: float, measured: Measurement) -> Ceiling:
-    return Ceiling(
-        name,
-        amount / measured.median_s,
-        unit,
-        amount / measured.ci_high_s,
-        amount / measured.ci_low_s,
-        counted,
-    )
+    low, high = amount / measured.ci_high_s, amount / measured.ci_low_s
+    # too few samples for an interval: the time may be anything above zero
+    return Ceiling(name, amount / measured.median_s, unit, low, high if high > 0 else np.inf, counted)
 
 
 def _timed(call: Callable[[], Any], clock: Clock, seconds: float) -> Measurement:
@@ -162,7 +158,7 @@ def matmul_rate(dtype: str, device: str, clock: Clock, seconds: float = 1.8) -> 
     return max(ceilings, key=lambda ceiling: ceiling.value)
 
 
-def measured_ceilings(device: str = "cpu", seconds: float = 6.0) -> list[Ceiling]:
+def measured_ceilings(device: str = "cpu", seconds: float = 5.0) -> list[Ceiling]:
     """Copy bandwidth and matmul rates of a device, measured.
 
     Parameters

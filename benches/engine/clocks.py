@@ -12,6 +12,7 @@ from time import perf_counter_ns
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+
 from lowbit_cts.benches.engine.machine import last_level_cache_bytes
 from lowbit_cts.benches.engine.nvml import sm_clock_reader
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+
 from lowbit_cts.benches.engine.nvml import gpu_state
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -99,8 +100,8 @@ def use_threads(count: int) -> None:
     if count < 1:
         raise ValueError(f"the number of threads must be at least 1, got {count}")
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(count)))
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(count)
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(count)
     try:
         from threadpoolctl import threadpool_limits
     except ImportError:
@@ -110,8 +111,8 @@ def use_threads(count: int) -> None:
 
 def _threads() -> dict[str, Any]:
     threads: dict[str, Any] = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-    if "torch" in sys.modules:
-        threads["torch"] = sys.modules["torch"].get_num_threads()
+    if torch := sys.modules.get("torch"):
+        threads["torch"] = torch.get_num_threads()
     try:
         from threadpoolctl import threadpool_info
     except ImportError:
@@ -157,8 +158,8 @@ def machine_state(device: str = "cpu") -> dict[str, Any]:
         clocks (MHz), ECC and clock event reasons.
     """
     versions = {"python": platform.python_version(), "numpy": np.__version__}
-    if "torch" in sys.modules:
-        versions["torch"] = str(sys.modules["torch"].__version__)
+    if torch := sys.modules.get("torch"):
+        versions["torch"] = str(torch.__version__)
     return {
         "device": device_name(device),
         "platform": platform.platform(),

@@ -17,6 +17,8 @@ from time import perf_counter
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
+
 from lowbit_cts.benches.engine.clocks import Clock, Reading
 from lowbit_cts.benches.engine.machine import last_level_cache_bytes, machine_state
 from lowbit_cts.benches.engine.statistics import (
@@ -25,7 +27,6 @@ from lowbit_cts.benches.engine.statistics import (
     relative_half_width,
     throttled,
 )
-from numpy.typing import NDArray
 
 Cache = Literal["hot", "cold"]
 Call = Callable[[], Any]
@@ -136,9 +137,15 @@ class _Arm:
     def read(self, count: int) -> list[Reading]:
         return self.clock.time(self._batch, count, flush=self.flush)
 
+    def prepare(self, warmup_s: float) -> None:
+        """Warm up and calibrate, so that the next samples count."""
+        self.read(1)  # the first call loads, allocates or compiles
+        self.calibrate()
+        self.warm(warmup_s)
+        self.calibrate()  # warm calls are shorter, and more of them fit a sample
+
     def calibrate(self) -> None:
         """Choose how many calls a sample needs, and how many samples fit a chunk."""
-        self.read(1)  # the first call loads, allocates or compiles
         # One tick of the clock shall be no more than a fifth of the target.
         sample_s = 5 * self.clock.resolution_s / self.target
         while True:
@@ -289,8 +296,7 @@ def measure(
     """
     arm = _Arm(calls, clock, cache, target)
     with _no_garbage_collection():
-        arm.calibrate()
-        arm.warm(warmup_s)
+        arm.prepare(warmup_s)
         started, next_look = perf_counter(), min_samples
         while True:
             arm.sample(arm.chunk)
@@ -351,8 +357,7 @@ def measure_interleaved(
     turns = list(running.values())
     with _no_garbage_collection():
         for arm in turns:
-            arm.calibrate()
-            arm.warm(warmup_s)
+            arm.prepare(warmup_s)
         started, next_look = perf_counter(), min_rounds
         while True:
             for arm in turns:

@@ -20,6 +20,21 @@ from typing import Any
 
 from lowbit_cts.benches.engine.measure import Measurement
 
+# What of a measurement the statistics of pytest-benchmark do not hold.
+_FACTS = (
+    "clock",
+    "cache",
+    "copies",
+    "calls_per_sample",
+    "ci_low_s",
+    "ci_high_s",
+    "converged",
+    "dropped",
+    "warmup_s",
+    "sm_mhz",
+    "machine",
+)
+
 _seconds = 0.0
 
 
@@ -66,22 +81,6 @@ def replay(benchmark: Any, measurement: Measurement, extra_info: Mapping[str, An
         )
     benchmark.extra_info.update({name: _plain(getattr(measurement, name)) for name in _FACTS})
     benchmark.extra_info.update(extra_info or {})
-
-
-# What of a measurement the statistics of pytest-benchmark do not hold.
-_FACTS = [
-    "clock",
-    "cache",
-    "copies",
-    "calls_per_sample",
-    "ci_low_s",
-    "ci_high_s",
-    "converged",
-    "dropped",
-    "warmup_s",
-    "sm_mhz",
-    "machine",
-]
 
 
 def _plain(value: Any) -> Any:

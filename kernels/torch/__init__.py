@@ -1,0 +1,43 @@
+"""The PyTorch backends: native operators, and kernels composed of plain ones, eager or compiled.
+
+Every kernel is declared with the arithmetic it was measured to have on the CPU (torch 2.13, x86), which its
+documentation seldom states. The declarations for CUDA follow the sources.
+"""
+
+import warnings
+
+import torch
+
+from lowbit_cts.kernels import Backend, Division, Semantics
+from lowbit_cts.kernels.torch import affine, casts, products, vector
+from lowbit_cts.kernels.torch.build import compiled, eager
+
+# The native quantizers are deprecated; they are to be tested as long as they exist.
+warnings.filterwarnings("ignore", message="torch.quantize_per_tensor, torch.quantize_per_channel and other")
+
+
+def _eager(name: str, device: str) -> Backend:
+    backend = Backend(name, version=torch.__version__, arrays="torch", device=device)
+    for family in (affine, products, vector):
+        family.register_native(backend)
+        family.register_composed(backend, eager, Semantics())
+    casts.register(backend, eager)
+    return backend
+
+
+def _compiled(name: str, device: str) -> Backend:
+    backend = Backend(name, version=torch.__version__, arrays="torch", device=device, timeout=600.0)
+    # Triton divides by div.full.f32, to 2 ulp; Inductor's C++ divides, and contracts nothing.
+    arithmetic = (
+        Semantics() if device == "cpu" else Semantics(division=Division.APPROXIMATE, division_ulps=2.0)
+    )
+    for family in (affine, products, vector):
+        family.register_composed(backend, compiled, arithmetic)
+    casts.register(backend, compiled)
+    return backend
+
+
+_DEVICES = {"torch": "cpu"} | ({"torch-cuda": "cuda"} if torch.cuda.is_available() else {})
+
+backends = [_eager(name, device) for name, device in _DEVICES.items()]
+compiled_backends = [_compiled(f"{name}-compile", device) for name, device in _DEVICES.items()]

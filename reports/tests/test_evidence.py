@@ -195,6 +195,13 @@ def test_a_torn_line_is_counted_and_costs_no_other(path, cut):
     assert read(path) == evidence.Evidence((whole, whole, whole, CEILING), torn=3)
 
 
+def test_a_record_after_a_torn_line_stands_on_a_line_of_its_own(path):
+    path.parent.mkdir()
+    path.write_text("torn")
+    append(path, VERDICT)
+    assert path.read_text() == f"torn\n{VERDICT.to_json()}\n"
+
+
 def test_a_line_is_one_write(path, monkeypatch):
     written = []
 

@@ -1,0 +1,126 @@
+"""The kernel host: a spawned process per backend, whose death or endless loop is a verdict on one case."""
+
+import ctypes.util
+import multiprocessing
+import os
+import tempfile
+import threading
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from pebble import ProcessExpired, ProcessPool
+
+from lowbit_cts.conformance.worker import Call, Reply, execute, initialize
+from lowbit_cts.kernels import Backend
+
+#: More output than this in one call is a flood (bytes).
+FLOOD = 1 << 20
+_TAIL = 4096
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A call that did not return: the process died, or was killed because it took too long.
+
+    Attributes
+    ----------
+    verdict : {"crashed", "hung"}
+    message : str
+    """
+
+    verdict: str
+    message: str
+
+
+class OutputPipe:
+    """Drains what the process writes to its standard streams; keeps the end of it and counts the bytes."""
+
+    def __init__(self) -> None:
+        self.folder = tempfile.TemporaryDirectory(prefix="lowbit-cts-")
+        self.path = os.path.join(self.folder.name, "output")
+        os.mkfifo(self.path)
+        self.count = 0
+        self.tail = b""
+        # Opened for writing, too, so that the pipe never ends between two processes.
+        self.descriptor = os.open(self.path, os.O_RDWR)
+        threading.Thread(target=self._drain, daemon=True).start()
+
+    def _drain(self) -> None:
+        while chunk := os.read(self.descriptor, 1 << 16):
+            self.count += len(chunk)
+            self.tail = (self.tail + chunk)[-_TAIL:]
+
+    def start(self) -> int:
+        """Forget the output so far, and return the count at which the next begins."""
+        self.tail = b""
+        return self.count
+
+    def text(self) -> str:
+        """Return the end of the output."""
+        return self.tail.decode(errors="replace").strip()
+
+
+class KernelHost:
+    """Runs the implementations of one backend in a process of their own.
+
+    Parameters
+    ----------
+    spec : str
+        What stood behind ``--backend``; the process loads it anew.
+    backend : Backend
+    timeout : float
+        Seconds after which a call counts as hung.
+
+    Notes
+    -----
+    On Linux with glibc, the process of a CPU backend runs under malloc's own checks: a kernel that writes past the
+    end of memory it allocated itself aborts when the memory is freed. Its memory is limited to the machine's, so a
+    runaway allocation fails instead of taking the machine down.
+    """
+
+    def __init__(self, spec: str, backend: Backend, timeout: float) -> None:
+        self.timeout = max(timeout, backend.timeout or 0)
+        self.output = OutputPipe()
+        on_cpu = backend.device == "cpu"
+        limit = int(psutil.virtual_memory().total * 0.9) if on_cpu else None
+        if on_cpu and _has_malloc_debug():
+            os.environ["LD_PRELOAD"] = "libc_malloc_debug.so.0"
+            os.environ["GLIBC_TUNABLES"] = "glibc.malloc.check=3"
+        self.pool = ProcessPool(
+            max_workers=1,
+            context=multiprocessing.get_context("spawn"),
+            initializer=initialize,
+            initargs=(spec, backend.name, self.output.path, limit),
+        )
+
+    def execute(self, call: Call) -> Reply | Lost:
+        """Return what was observed, or how the process was lost; the next call finds a fresh process."""
+        before = self.output.start()
+        future = self.pool.schedule(execute, args=(call,), timeout=self.timeout)
+        try:
+            reply = future.result()
+        except FutureTimeout:
+            return Lost("hung", f"no result within {self.timeout:g} s; the process was killed")
+        except ProcessExpired as error:
+            code = error.exitcode
+            how = f"killed by signal {-code}" if code is not None and code < 0 else f"exit status {code}"
+            said = self.output.text()
+            return Lost("crashed", f"the process ended in the call ({how}){': ' + said if said else ''}")
+        printed = self.output.count - before
+        if printed > FLOOD:
+            reply.malformed.append(f"wrote {printed / 2**20:.1f} MiB to the standard streams in one call")
+        return reply
+
+    def close(self) -> None:
+        """End the process."""
+        self.pool.stop()
+        self.pool.join()
+
+
+def _has_malloc_debug() -> bool:
+    library = ctypes.util.find_library("c_malloc_debug")
+    return bool(library) or any(Path("/lib").glob("*/libc_malloc_debug.so.0")) or any(
+        Path("/lib64").glob("libc_malloc_debug.so.0")
+    )

@@ -1,0 +1,259 @@
+"""What happens in the kernel host's process: one implementation is called on guarded buffers and observed."""
+
+import faulthandler
+import os
+import resource
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from lowbit_cts.conformance.buffers import Buffer, lay_out
+from lowbit_cts.kernels import Case, Implementation
+from lowbit_cts.kernels.discovery import load_backends
+from lowbit_cts.kernels.exchange import Exchange, ExchangeError, stream_of
+from lowbit_cts.kernels.operation import OPERATIONS, Argument
+
+#: Fill of unwritten memory, alternating from run to run: what a kernel leaves unwritten differs between two runs.
+POISON = (0xA5, 0x5A)
+
+Arrays = dict[str, np.ndarray | None]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request: run an implementation on one or more contents of the same buffers.
+
+    Attributes
+    ----------
+    operation, implementation : str
+        Names.
+    parameters : dict
+    contents : tuple of dict
+        The arguments of each run, all of the same shapes; each run sees the same addresses.
+    layout : str
+        A key of `lowbit_cts.conformance.buffers.STEPS`.
+    side_stream : bool
+        Run on another stream than the default one.
+    tile : tuple of (symbol, repetitions) or None
+        Repeat the arguments along an independent axis in the worker; the results must repeat, too.
+    """
+
+    operation: str
+    implementation: str
+    parameters: dict[str, Any]
+    contents: tuple[Arrays, ...]
+    layout: str = "contiguous"
+    side_stream: bool = False
+    tile: tuple[str, int] | None = None
+
+
+@dataclass
+class Reply:
+    """What was observed.
+
+    Attributes
+    ----------
+    results : list of dict
+        The results of each run, in the carriers of their formats.
+    raised : str or None
+        Type and text of the exception of the last run, if it raised.
+    malformed : list of str
+        What is wrong with the kind, type or shape of a result.
+    changed, overrun : list of str
+        Arguments that were written to; buffers whose guard bands were.
+    unequal_tiles : list of int
+        Repetitions whose results differ from the first's.
+    """
+
+    results: list[dict[str, np.ndarray]] = field(default_factory=list)
+    raised: str | None = None
+    malformed: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    overrun: list[str] = field(default_factory=list)
+    unequal_tiles: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+_implementations: dict[tuple[str, str], Implementation] = {}
+_exchange: Exchange
+
+
+def initialize(spec: str, backend_name: str, pipe: str, memory_limit: int | None) -> None:
+    """Prepare the process: output into the pipe, memory bounded, the backend loaded."""
+    global _exchange  # noqa: PLW0603  (one backend a process is what the process is for)
+    output = os.open(pipe, os.O_WRONLY)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    faulthandler.enable()
+    for name in ("LD_PRELOAD", "GLIBC_TUNABLES"):  # meant for this process, not for the compilers it may start
+        os.environ.pop(name, None)
+    if memory_limit:
+        resource.setrlimit(resource.RLIMIT_DATA, (memory_limit, resource.RLIM_INFINITY))
+    backend = next(b for b in load_backends(spec) if b.name == backend_name)
+    _implementations.update({(i.operation.name, i.name): i for i in backend.implementations})
+    _exchange = backend.exchange()
+
+
+def execute(call: Call) -> Reply:
+    """Run the call, and return what was observed."""
+    implementation = _implementations[call.operation, call.implementation]
+    operation = OPERATIONS[call.operation]
+    contents = call.contents
+    if call.tile:
+        symbol, repetitions = call.tile
+        contents = tuple(_tiled(operation.arguments, arrays, call.parameters, symbol, repetitions) for arrays in contents)
+    first = Case(operation, call.parameters, contents[0])
+    buffers: dict[str, Buffer | None] = {}
+    for argument in operation.arguments:
+        array = contents[0][argument.name]
+        format = argument.format(call.parameters)
+        buffers[argument.name] = (
+            None if array is None else lay_out(array.shape, format, call.layout, POISON[0], array.dtype)
+        )
+    reply = Reply()
+    started = time.perf_counter()
+    for number, arrays in enumerate(contents):
+        _run_once(implementation, first, buffers, arrays, number, call.side_stream, reply)
+        if reply.raised or reply.malformed:
+            break
+    reply.seconds = time.perf_counter() - started
+    if call.tile and reply.results:
+        _compare_tiles(operation.results, call, reply)
+    return reply
+
+
+def _run_once(
+    implementation: Implementation,
+    case: Case,
+    buffers: dict[str, Buffer | None],
+    arrays: Arrays,
+    number: int,
+    side_stream: bool,
+    reply: Reply,
+) -> None:
+    exchange, byte = _exchange, POISON[number % 2]
+    results = case.operation.results
+    shapes = {r.name: case.result_shape(r) for r in results}
+    given: dict[str, Any] = {}
+    for name, buffer in buffers.items():
+        values = arrays[name]
+        if buffer is None or values is None:
+            given[name] = None
+            continue
+        buffer.fill(values)
+        buffer.snapshot()
+        given[name] = _hand_over(exchange, buffer, buffer.shared)
+    out = None
+    if implementation.takes_out:
+        outputs = [lay_out(shapes[r.name], case.format(r.name).name, "contiguous", byte) for r in results]
+        for buffer in outputs:
+            buffer.snapshot()
+        handed = [_hand_over(exchange, buffer, None) for buffer in outputs]
+        out = handed[0] if len(handed) == 1 else tuple(handed)
+    elif hasattr(exchange, "dirty"):
+        for r in results:
+            exchange.dirty(max(1, int(np.prod(shapes[r.name])) * case.format(r.name).carrier.itemsize), byte)
+    stream = stream_of(exchange) if side_stream else None
+    try:
+        with stream or nullcontext():
+            returned = implementation.bound(given, case.parameters)(out=out)
+        exchange.synchronize()
+    except Exception as error:  # any exception of a kernel is an answer
+        reply.raised = f"{type(error).__name__}: {error}"
+        returned = None
+    for name, buffer in buffers.items():
+        if buffer is not None:
+            inside, outside = buffer.damage(_fetch(exchange, buffer, given[name]))
+            reply.changed += [name] if inside else []
+            reply.overrun += [name] if outside else []
+    if reply.raised:
+        return
+    if implementation.takes_out:
+        for r, buffer, array in zip(results, outputs, handed, strict=True):
+            found = _fetch(exchange, buffer, array)
+            reply.overrun += [r.name] if buffer.damage(found)[1] else []
+            buffer.flat = found
+        values = [buffer.view.copy() for buffer in outputs]
+        reply.results.append({r.name: v for r, v in zip(results, values, strict=True)})
+        return
+    reply.results.append(_collect(exchange, returned, results, case, shapes, reply))
+
+
+def _hand_over(exchange: Exchange, buffer: Buffer, shared: Any) -> Any:
+    """Return the library's array for a buffer: a view into the moved flat array, where the exchange makes views."""
+    if hasattr(exchange, "view"):
+        buffer.shared = exchange.from_numpy(buffer.flat, buffer.format)
+        return exchange.view(buffer.shared, buffer.offset, buffer.shape, buffer.strides)
+    return exchange.from_numpy(buffer.view.copy(), buffer.format)
+
+
+def _fetch(exchange: Exchange, buffer: Buffer, array: Any) -> np.ndarray:
+    """Return the flat buffer as it is now; around an array without views nothing can have changed."""
+    if hasattr(exchange, "view"):
+        try:
+            return exchange.to_numpy(buffer.shared, buffer.format).copy()
+        except ExchangeError:  # a deliberately wrong type is not the format's; what NumPy shares is as good
+            return buffer.flat.copy()
+    found = buffer.expected.copy()
+    Buffer(buffer.format, found, buffer.offset, buffer.shape, buffer.strides).view[...] = exchange.to_numpy(
+        array, buffer.format
+    )
+    return found
+
+
+def _collect(
+    exchange: Exchange,
+    returned: Any,
+    results: tuple[Argument, ...],
+    case: Case,
+    shapes: dict[str, tuple[int, ...]],
+    reply: Reply,
+) -> dict[str, np.ndarray]:
+    several = returned if isinstance(returned, (tuple, list)) else (returned,)
+    if len(several) != len(results):
+        names = ", ".join(r.name for r in results)
+        reply.malformed.append(f"returned {len(several)} results, must return {len(results)}: {names}")
+        return {}
+    collected = {}
+    for r, value in zip(results, several, strict=True):
+        try:
+            array = exchange.to_numpy(value, case.format(r.name).name)
+        except TypeError as error:
+            reply.malformed.append(f"result {r.name} {error}")
+            continue
+        if array.shape != shapes[r.name]:
+            reply.malformed.append(f"result {r.name} has shape {array.shape}, must be {shapes[r.name]}")
+            continue
+        collected[r.name] = np.array(array, copy=True)
+    return collected
+
+
+def _tiled(
+    arguments: tuple[Argument, ...], arrays: Arrays, parameters: dict[str, Any], symbol: str, repetitions: int
+) -> Arrays:
+    tiled: Arrays = {}
+    for argument in arguments:
+        array, axes = arrays[argument.name], argument.shape(parameters)
+        if array is None or symbol not in axes:
+            tiled[argument.name] = array
+        else:
+            tiled[argument.name] = np.tile(array, [repetitions if axis == symbol else 1 for axis in axes])
+    return tiled
+
+
+def _compare_tiles(results: tuple[Argument, ...], call: Call, reply: Reply) -> None:
+    assert call.tile is not None
+    symbol, repetitions = call.tile
+    unequal: set[int] = set()
+    for run in reply.results:
+        for r in results:
+            if r.name not in run or symbol not in r.shape(call.parameters):
+                continue
+            parts = np.split(run[r.name], repetitions, axis=r.shape(call.parameters).index(symbol))
+            first = parts[0].tobytes()
+            unequal |= {i for i, part in enumerate(parts) if part.tobytes() != first}
+            run[r.name] = parts[0].copy()
+    reply.unequal_tiles = sorted(unequal)

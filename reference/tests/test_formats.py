@@ -1,0 +1,255 @@
+"""Formats: decoding and encoding against ml_dtypes, NumPy, gfloat, and a search among all values."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from lowbit_cts.reference.choices import Overflow, Rounding
+from lowbit_cts.reference.formats import (
+    FORMATS,
+    INTEGER_FORMATS,
+    decode,
+    encode,
+    float_format,
+    integer_format,
+    round_to_format,
+)
+
+NATIVE = {  # the same formats, as types written by others
+    "float16": np.float16,
+    "bfloat16": ml_dtypes.bfloat16,
+    "float8_e4m3fn": ml_dtypes.float8_e4m3fn,
+    "float8_e5m2": ml_dtypes.float8_e5m2,
+}
+GFLOAT = {
+    "float16": "binary16",
+    "bfloat16": "bfloat16",
+    "float8_e4m3fn": "ocp_e4m3",
+    "float8_e5m2": "ocp_e5m2",
+}
+
+
+def bits_of(codes: np.ndarray) -> np.ndarray:
+    return codes.view(f"u{codes.itemsize}").astype(np.int64)
+
+
+def all_codes(name: str) -> np.ndarray:
+    width = FORMATS[name].bits
+    return np.arange(1 << width).astype(f"u{width // 8}")
+
+
+def values_of(name: str, codes: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):  # signalling NaN
+        return codes.view(NATIVE[name]).astype(np.float64)
+
+
+def same_numbers(got: np.ndarray, expected: np.ndarray) -> None:
+    np.testing.assert_array_equal(got, expected)
+    numbers = ~np.isnan(expected)
+    np.testing.assert_array_equal(np.signbit(got)[numbers], np.signbit(expected)[numbers])
+
+
+def boundaries(name: str) -> np.ndarray:
+    """Return every value of a format and every midpoint, and their float64 neighbours, of both signs."""
+    values = values_of(name, all_codes(name))
+    values = np.unique(values[np.isfinite(values)])
+    beyond = values[-1] + (values[-1] - values[-2])
+    values = np.concatenate([[-beyond], values, [beyond]])
+    points = np.concatenate([values, (values[:-1] + values[1:]) / 2])
+    return np.concatenate([points, np.nextafter(points, np.inf), np.nextafter(points, -np.inf)])
+
+
+def searched_magnitudes(name: str, x: np.ndarray, rounding: Rounding) -> np.ndarray:
+    """Return the magnitude codes of x by a search among all values; overflow is one beyond the largest, or it."""
+    values = values_of(name, all_codes(name))[: 1 << (FORMATS[name].bits - 1)]
+    values = values[np.isfinite(values)]  # the positive codes, in order
+    assert np.all(np.diff(values) > 0)
+    top = len(values) - 1
+    values = np.append(values, 2 * values[-1] - values[-2])
+    middles = (values[:-1] + values[1:]) / 2  # exact: one more significand bit
+    size, negative = np.abs(x), np.signbit(x)
+    below = np.minimum(np.searchsorted(values, size, "right") - 1, top)
+    exact, tie, above = size == values[below], size == middles[below], size > middles[below]
+    outward = {
+        "half_even": above | (tie & (below % 2 == 1)),
+        "half_away": above | tie,
+        "half_toward_zero": above,
+        "half_up": above | (tie & ~negative),
+        "half_down": above | (tie & negative),
+        "toward_zero": np.zeros(x.shape, bool),
+        "down": negative,
+        "up": ~negative,
+    }
+    return np.where(exact, below, below + outward[rounding])
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_every_code_decodes_as_others_decode_it(name):
+    same_numbers(decode(all_codes(name), FORMATS[name]), values_of(name, all_codes(name)))
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_every_value_encodes_to_its_own_code(name):
+    codes = all_codes(name)
+    values = values_of(name, codes)
+    numbers = ~np.isnan(values)
+    for rounding in Rounding:
+        got = encode(values[numbers], FORMATS[name], rounding)
+        np.testing.assert_array_equal(bits_of(got), codes[numbers])
+
+
+@pytest.mark.parametrize("name", [*NATIVE, "float32"])
+def test_limits_are_those_of_finfo(name):
+    fmt, limits = FORMATS[name], ml_dtypes.finfo(NATIVE.get(name, np.float32))
+    assert fmt.maximum == float(limits.max)
+    assert fmt.smallest_subnormal == float(limits.smallest_subnormal)
+    assert 2 * fmt.unit_roundoff == float(limits.eps)
+    assert 2.0**fmt.minimum_exponent == float(limits.smallest_normal)
+    assert (fmt.bits, fmt.exponent_bits, fmt.mantissa_bits) == (limits.bits, limits.nexp, limits.nmant)
+
+
+@pytest.mark.parametrize("rounding", Rounding)
+@pytest.mark.parametrize("name", NATIVE)
+def test_every_decision_boundary_falls_as_a_search_among_all_values_says(name, rounding):
+    fmt, x = FORMATS[name], boundaries(name)
+    largest = fmt.infinity_magnitude - 1
+    negative = np.signbit(x)
+    expected = searched_magnitudes(name, x, rounding)
+    assert expected.max() == largest + (rounding != "toward_zero"), "the boundary of overflow is among them"
+    got = bits_of(encode(x, fmt, rounding))
+    np.testing.assert_array_equal(got & (1 << (fmt.bits - 1)) != 0, negative)
+    np.testing.assert_array_equal(got & ((1 << (fmt.bits - 1)) - 1), expected)
+    saturated = bits_of(encode(x, fmt, rounding, Overflow.SATURATE)) & ((1 << (fmt.bits - 1)) - 1)
+    np.testing.assert_array_equal(saturated, np.minimum(expected, largest))
+
+
+def wide_inputs() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(4)
+    patterns = rng.integers(0, 1 << 32, 500_000, np.uint64).astype(np.uint32).view(np.float32)
+    with np.errstate(over="ignore"):
+        near = (rng.standard_normal(500_000) * 2.0 ** rng.integers(-20, 20, 500_000)).astype(np.float32)
+    return {
+        "all float16": all_codes("float16").view(np.float16).astype(np.float32),
+        "all bfloat16": all_codes("bfloat16").view(ml_dtypes.bfloat16).astype(np.float32),
+        "random float32": np.concatenate([patterns, near]),
+    }
+
+
+@pytest.mark.parametrize("inputs", ["all float16", "all bfloat16", "random float32"])
+@pytest.mark.parametrize("name", NATIVE)
+def test_nearest_even_encodes_as_ml_dtypes_and_numpy(name, inputs):
+    x = wide_inputs()[inputs]
+    with np.errstate(over="ignore", invalid="ignore"):
+        expected = x.astype(NATIVE[name])
+        got = encode(x, FORMATS[name])
+    nan = np.isnan(expected.astype(np.float32))
+    np.testing.assert_array_equal(bits_of(got)[~nan], bits_of(expected)[~nan])
+    assert np.all(np.isnan(decode(got[nan], FORMATS[name])))
+
+
+def test_float64_encodes_to_float32_as_numpy():
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal(200_000) * 2.0 ** rng.integers(-160, 135, 200_000)
+    with np.errstate(over="ignore"):
+        ties = (x.astype(np.float32).astype(np.float64) + np.nextafter(x.astype(np.float32), np.float32(0))) / 2
+        x = np.concatenate([x, ties, np.nextafter(ties, np.inf), [0.0, -0.0, np.inf, -np.inf]])
+        expected = x.astype(np.float32)
+    numbers = ~np.isnan(expected)
+    np.testing.assert_array_equal(bits_of(encode(x, FORMATS["float32"]))[numbers], bits_of(expected)[numbers])
+
+
+@pytest.mark.parametrize(
+    ("rounding", "mode"),
+    [("half_even", "TiesToEven"), ("half_away", "TiesToAway"), ("toward_zero", "TowardZero"),
+     ("down", "TowardNegative"), ("up", "TowardPositive")],
+)  # fmt: skip
+@pytest.mark.parametrize("name", NATIVE)
+def test_boundaries_round_as_in_gfloat(name, rounding, mode):
+    gfloat = pytest.importorskip("gfloat")
+    from gfloat import formats
+
+    fmt, x = FORMATS[name], boundaries(name)
+    x = x[np.abs(x) <= fmt.maximum]
+    if fmt.bits == 16:
+        x = np.random.default_rng(6).choice(x, 50_000, replace=False)
+    info = getattr(formats, f"format_info_{GFLOAT[name]}")
+    expected = gfloat.round_ndarray(info, x, gfloat.RoundMode[mode])
+    same_numbers(round_to_format(x, fmt, Rounding(rounding)), np.asarray(expected))
+
+
+NAN, INF = np.nan, np.inf
+SATURATION = [  # value, e4m3fn: saturate, saturate_finite, infinity_or_nan; e5m2: the same
+    (448.0, 448, 448, 448, 448, 448, 448),
+    (464.0, 448, 448, 448, 448, 448, 448),
+    (np.nextafter(464.0, INF), 448, 448, NAN, 448, 448, 448),
+    (465.0, 448, 448, NAN, 448, 448, 448),
+    (57344.0, 448, 448, NAN, 57344, 57344, 57344),
+    (np.nextafter(61440.0, 0), 448, 448, NAN, 57344, 57344, 57344),
+    (61440.0, 448, 448, NAN, 57344, 57344, INF),
+    (1e9, 448, 448, NAN, 57344, 57344, INF),
+    (INF, 448, NAN, NAN, 57344, INF, INF),
+    (NAN, NAN, NAN, NAN, NAN, NAN, NAN),
+    (0.0, 0, 0, 0, 0, 0, 0),
+    (2.0**-11, 0, 0, 0, 2.0**-11, 2.0**-11, 2.0**-11),
+]
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("row", SATURATION, ids=lambda row: str(row[0]))
+def test_float8_overflow_follows_the_table(row, sign):
+    columns = [(name, overflow) for name in ("float8_e4m3fn", "float8_e5m2") for overflow in Overflow]
+    for (name, overflow), expected in zip(columns, row[1:], strict=True):
+        fmt = FORMATS[name]
+        code = encode(np.copysign([row[0]], sign), fmt, overflow=overflow)
+        same_numbers(decode(code, fmt), np.array([sign * expected], np.float64))
+        assert bool(bits_of(code)[0] >> 7) == (sign < 0)
+
+
+@pytest.mark.parametrize("name", NATIVE)
+@pytest.mark.parametrize("rounding", Rounding)
+def test_only_roundings_that_lead_outward_overflow(name, rounding):
+    """IEEE 754-2019 §7.4: to nearest, to infinity; directed, to the largest number on the inner side."""
+    fmt = FORMATS[name]
+    lost = np.inf if fmt.infinity else np.nan
+    positive = fmt.maximum if rounding in ("toward_zero", "down") else lost
+    negative = -fmt.maximum if rounding in ("toward_zero", "up") else -lost
+    for size in (1.99 * fmt.maximum, 1e200):
+        same_numbers(decode(encode(np.array([size, -size]), fmt, rounding), fmt), np.array([positive, negative]))
+
+
+@pytest.mark.parametrize("name", INTEGER_FORMATS)
+def test_integer_ranges_are_those_of_iinfo_or_of_their_bits(name):
+    fmt = integer_format(name)
+    bits, signed = int(name.lstrip("uint")), not name.startswith("u")
+    assert (fmt.minimum, fmt.maximum) == ((-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1))
+    assert fmt.codes(narrow_range=True) == (fmt.minimum + 1, fmt.maximum)
+    if bits in (2, 4, 8):
+        limits = ml_dtypes.iinfo(getattr(ml_dtypes, name, None) or getattr(np, name))
+        assert fmt.codes() == (limits.min, limits.max)
+    assert fmt.carrier == (np.int8 if signed else np.uint8)
+    np.testing.assert_array_equal(decode(np.array(fmt.codes(), fmt.carrier), fmt), fmt.codes())
+
+
+@pytest.mark.parametrize("name", ["float32", "float64", "float16", "bfloat16"])
+def test_round_to_format_is_the_cast_of_others(name):
+    x = np.random.default_rng(7).standard_normal(100_000).astype(np.float32)
+    expected = x.astype(NATIVE.get(name, name)).astype(np.float64)
+    np.testing.assert_array_equal(round_to_format(x, FORMATS[name]), expected)
+
+
+def test_bfloat16_of_a_float64_is_rounded_once():
+    """Rounding to float32 first lands on the tie, and then goes the wrong way."""
+    x = 1 + 2.0**-8 + 2.0**-40
+    assert round_to_format(np.array(x), FORMATS["bfloat16"]) == 1 + 2.0**-7
+    assert round_to_format(np.array(np.float64(np.float32(x))), FORMATS["bfloat16"]) == 1.0
+
+
+@pytest.mark.parametrize("name", ["int9", "int1", "int32", "float32", "fp8", ""])
+def test_an_unknown_integer_format_is_refused_with_the_admissible_names(name):
+    with pytest.raises(ValueError, match=r"format: .* is not an integer format; admissible: int2, .*uint8"):
+        integer_format(name)
+
+
+@pytest.mark.parametrize("name", ["int8", "float8", "half", ""])
+def test_an_unknown_float_format_is_refused_with_the_admissible_names(name):
+    with pytest.raises(ValueError, match=r"format: .* is not a float format; admissible: float64, .*float8_e5m2"):
+        float_format(name)
