@@ -275,14 +275,19 @@ def dequantize_enclosure(
 
 
 def fake_quantize_enclosure(x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, **choices: object) -> Enclosure:
-    """Return the admissible values of dequantize(quantize(x)), float32; parameters as `quantize_enclosure`."""
+    """Return the admissible values of dequantize(quantize(x)), float32; parameters as `quantize_enclosure`.
+
+    A NaN may stay NaN, or become any number: float arithmetic keeps it, a conversion to integers does not.
+    """
     codes = quantize_enclosure(x, scale, zero_point, **choices)  # type: ignore[arg-type]
     place = {key: choices[key] for key in ("format", "granularity", "axis", "group_size") if key in choices}
     values = [
         dequantize_enclosure(q, scale, zero_point, **place).exact  # type: ignore[arg-type]
         for q in (codes.exact, codes.lo, codes.hi)
     ]
-    return Enclosure(*values)
+    exact, lo, hi = values
+    lost = np.isnan(np.asarray(x, np.float64))
+    return Enclosure(exact, np.where(lost, -np.inf, lo), np.where(lost, np.inf, hi))
 
 
 def choose_qparams_enclosure(

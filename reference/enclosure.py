@@ -25,7 +25,7 @@ class Enclosure:
         The result of the declared arithmetic, decoded.
     lo, hi : ndarray, the same shape
         The least and the greatest admissible value. ``lo == hi`` where the declared semantics determine the result.
-        NaN in `exact` means that the result must be NaN.
+        NaN in `exact` means that the result must be NaN; from -inf to inf anything goes, NaN too.
     signed_zero : bool
         Whether -0 and +0 are different results (they are for casts).
     """
@@ -45,10 +45,14 @@ class Enclosure:
         with np.errstate(invalid="ignore"):
             inside = (self.lo <= values) & (values <= self.hi)
         if values.dtype.kind == "f":
-            inside |= np.isnan(values) & np.isnan(self.exact)
+            inside |= np.isnan(values) & (np.isnan(self.exact) | self._anything)
             if self.signed_zero:
                 inside &= (self.exact != 0) | (np.signbit(values) == np.signbit(self.exact))
         return inside
+
+    @property
+    def _anything(self) -> np.ndarray:
+        return (self.lo == -np.inf) & (self.hi == np.inf)
 
     def ratio(self, values: np.ndarray) -> np.ndarray:
         """Return, elementwise, error over admissible error: 0 is exact, up to 1 faithful, inf an undeserved error."""
@@ -58,7 +62,7 @@ class Enclosure:
             room = np.where(values > exact, self.hi - exact, exact - self.lo)
             error = np.abs(values - exact)
             ratio = np.where(error == 0, 0.0, error / room)
-        same = (values == exact) | (np.isnan(values) & np.isnan(exact))
+        same = (values == exact) | (np.isnan(values) & np.isnan(exact)) | self._anything
         ratio = np.where(same, 0.0, np.where(np.isnan(ratio), np.inf, ratio))
         inside = self.admits(np.asarray(values, self.exact.dtype))
         # Inside but beyond 1 cannot be: rounding of the ratio itself; outside but within 1: signed zero, NaN.

@@ -213,17 +213,18 @@ def accuracy_versus_speed(records: Iterable[Record]) -> Table:
         "device": lambda m: m.device,
         "operation": lambda m: m.operation,
         "workload": lambda m: m.workload,
-        "shape": lambda m: pairs(m.shape),
+        "shape": lambda m: shape(m.shape),
         "cache": lambda m: m.cache,
         "fill": lambda m: m.fill,
         "backend": lambda m: m.backend,
         "version": lambda m: m.backend_version,
         "implementation": lambda m: m.implementation,
-        "format": lambda m: _text(m.parameters.get("format")),
-        "parameters": lambda m: pairs({k: v for k, v in m.parameters.items() if k != "format"}),
+        "format": lambda m: formats(m.parameters),
+        "scales": lambda m: scales(m.parameters),
+        "parameters": lambda m: pairs(m.parameters),
         "bpw": lambda m: number(m.bits_per_weight),
         "median µs": lambda m: number(m.median_s, unit=1e-6),
-        "CI95 µs": lambda m: f"{number(m.ci_low_s, unit=1e-6)}–{number(m.ci_high_s, unit=1e-6)}",
+        "CI95 µs": lambda m: _interval(m.ci_low_s, m.ci_high_s, 1e-6),
         "n (dropped)": lambda m: f"{m.samples} ({m.dropped})",
         "GFLOP/s": lambda m: number(m.operations / m.median_s, unit=1e9),
         "GB/s": lambda m: number(m.bytes / m.median_s, unit=1e9),
@@ -270,10 +271,38 @@ def accuracy_versus_speed(records: Iterable[Record]) -> Table:
     )
 
 
+def shape(sizes: Mapping[str, Any]) -> str:
+    """Return the lengths of the axes that are not derived from others: ``M=16 K=768 N=768``."""
+    return pairs({name: size for name, size in sizes.items() if name not in ("G", "batch")})
+
+
+def formats(parameters: Mapping[str, Any]) -> str:
+    """Return the formats of a measurement: ``int4``, ``float32→float8_e5m2``, ``uint8·int8→bfloat16``."""
+    if "source" in parameters:
+        return f"{parameters['source']}→{parameters['target']}"
+    if "a_format" in parameters:
+        output = parameters.get("output_format")
+        return f"{parameters['a_format']}·int8" + (f"→{output}" if output else "")
+    return _text(parameters.get("format"))
+
+
+def scales(parameters: Mapping[str, Any]) -> str:
+    """Return which elements share a scale: ``tensor``, ``axis 0``, ``group 128``, ``token×channel``."""
+    if "activation_granularity" in parameters:
+        return f"{parameters['activation_granularity']}×{parameters['weight_granularity']}"
+    detail = parameters.get("axis", parameters.get("group_size"))
+    return " ".join(str(part) for part in (parameters.get("granularity"), detail) if part is not None)
+
+
+def _interval(low: float, high: float, unit: float = 1.0) -> str:
+    """Return the ends of an interval; nothing where there were too few samples for one."""
+    return f"{number(low, unit=unit)}–{number(high, unit=unit)}" if math.isfinite(high - low) else ""
+
+
 def pareto_optimal(measured: Sequence[Measurement]) -> list[bool]:
     """Return which measurements no comparable one beats in time and SQNR.
 
-    Comparable are those of one device, operation, shape, cache state and fill (SQNR depends on the data).
+    Comparable are those of one device, operation, shape, output, cache state and fill (SQNR depends on the data).
     What failed, or has no SQNR, neither is optimal nor beats another.
 
     Parameters
@@ -322,7 +351,7 @@ def ceilings(records: Iterable[Record]) -> Table:
         ("device", "ceiling", "measured", "CI95", "unit", "datasheet", "% of datasheet", "source"),
         tuple(
             (
-                *(c.device, c.name, number(c.value), f"{number(c.ci_low)}–{number(c.ci_high)}", c.unit),
+                *(c.device, c.name, number(c.value), _interval(c.ci_low, c.ci_high), c.unit),
                 number(c.datasheet),
                 number(100 * c.value / c.datasheet if c.datasheet else None, 3),
                 c.source or "",
@@ -411,7 +440,8 @@ def _worst(errors: Iterable[float | None]) -> float | None:
 
 
 def _comparable(m: Measurement) -> tuple[Any, ...]:
-    return m.device, m.operation, tuple(m.shape), tuple(m.shape.values()), m.cache, m.fill
+    ends = str(m.parameters.get("source")), str(m.parameters.get("output_format"))
+    return m.device, m.operation, shape(m.shape), m.cache, m.fill, *ends
 
 
 def _text(value: Any) -> str:

@@ -151,10 +151,7 @@ class CudaClock:
                 clocks.append(self._sm_mhz())
             cuda.synchronize(self.device)
         # elapsed_time answers in milliseconds
-        return [
-            Reading(start.elapsed_time(end) * 1e-3, mhz)
-            for (start, end), mhz in zip(events, clocks, strict=True)
-        ]
+        return [Reading(start.elapsed_time(end) * 1e-3, mhz) for (start, end), mhz in zip(events, clocks, strict=True)]
 
     def _evict(self) -> None:
         if self._evictor is None:

@@ -38,8 +38,7 @@ def _cpu_cache_bytes(root: Path, cpus: list[int]) -> int:
         for index in (root / f"cpu{cpu}" / "cache").glob("index[0-9]*"):
             try:
                 level, kind, size, shared = (
-                    (index / name).read_text().strip()
-                    for name in ("level", "type", "size", "shared_cpu_list")
+                    (index / name).read_text().strip() for name in ("level", "type", "size", "shared_cpu_list")
                 )
                 if kind != "Instruction":
                     sizes[int(level), shared] = int(size[:-1]) << _UNITS[size[-1]]

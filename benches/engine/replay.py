@@ -76,9 +76,7 @@ def replay(benchmark: Any, measurement: Measurement, extra_info: Mapping[str, An
         iterations=1,
     )
     if benchmark.stats is not None and tuple(benchmark.stats.stats.data) != measurement.samples_s:
-        raise RuntimeError(
-            "mark the module with pytest.mark.benchmark(timer=replayed_seconds) to replay into it"
-        )
+        raise RuntimeError("mark the module with pytest.mark.benchmark(timer=replayed_seconds) to replay into it")
     benchmark.extra_info.update({name: _plain(getattr(measurement, name)) for name in _FACTS})
     benchmark.extra_info.update(extra_info or {})
 

@@ -3,7 +3,7 @@ import subprocess
 import sys
 import zlib
 from functools import partial
-from time import perf_counter
+from time import thread_time
 
 import numpy as np
 import pytest
@@ -102,9 +102,7 @@ def test_warms_up_until_the_median_settles(clock):
 
 def test_warm_up_is_capped(clock):
     start = clock.now
-    measured = measure(
-        [clock.spend(lambda: 0.001 * (1 + clock.now - start))], clock=clock, warmup_s=1, max_seconds=1
-    )
+    measured = measure([clock.spend(lambda: 0.001 * (1 + clock.now - start))], clock=clock, warmup_s=1, max_seconds=1)
     assert 1 <= measured.warmup_s < 1.2
 
 
@@ -218,10 +216,11 @@ def test_copies_exceed_twice_the_cache_and_no_more(bytes_per_call):
 
 
 # From here on time is real, and a shared machine changes speed from one second to the next. Both sides take
-# short turns, and the median over the turns of their ratio counts: it is good to 1 % even on a busy machine.
+# short turns, and the median over the turns of their ratio counts. The other side's clock is the thread's own,
+# which stands still while the machine runs something else: the engine's median is to be as insensitive.
 
 
-def assert_agree(ours, theirs, tolerance, turns=12, tries=5):
+def assert_agree(ours, theirs, tolerance, turns=12, tries=3):
     ratios = [np.median([ours() / theirs() for _ in range(turns)])]
     while abs(ratios[-1] - 1) > tolerance and len(ratios) < tries:
         ratios.append(np.median([ours() / theirs() for _ in range(turns)]))
@@ -243,10 +242,10 @@ SPUN = memoryview(bytes(1 << 22))
 
 def long_loop(call, repeats):
     # one reading over many calls: neither batches, nor rotation, nor statistics
-    start = perf_counter()
+    start = thread_time()
     for _ in range(repeats):
         call()
-    return (perf_counter() - start) / repeats
+    return (thread_time() - start) / repeats
 
 
 @pytest.mark.parametrize("microseconds", [5, 200])
@@ -271,10 +270,8 @@ def test_agrees_with_torch_benchmark_timer():
     def call():
         spin(100_000)
 
-    timer = benchmark.Timer("call()", globals={"call": call})
-    assert_agree(
-        lambda: quick_median(call), lambda: timer.blocked_autorange(min_run_time=0.1).median, tolerance=0.08
-    )
+    timer = benchmark.Timer("call()", globals={"call": call}, timer=thread_time)
+    assert_agree(lambda: quick_median(call), lambda: timer.blocked_autorange(min_run_time=0.1).median, tolerance=0.05)
 
 
 def test_cold_is_slower_than_hot_when_memory_binds():
@@ -284,8 +281,7 @@ def test_cold_is_slower_than_hot_when_memory_binds():
 
     def attempt():
         hot, cold = (
-            measure(calls, clock=CpuClock(), cache=cache, warmup_s=0.1, max_seconds=0.3)
-            for cache in ("hot", "cold")
+            measure(calls, clock=CpuClock(), cache=cache, warmup_s=0.1, max_seconds=0.3) for cache in ("hot", "cold")
         )
         return cold.median_s, hot.median_s
 

@@ -11,9 +11,7 @@ from lowbit_cts.benches.engine.statistics import (
 
 
 # Le Boudec, Performance Evaluation, table A.1 (95 %): n, lower rank, upper rank.
-@pytest.mark.parametrize(
-    ("count", "lower", "upper"), [(6, 1, 6), (10, 2, 9), (20, 6, 15), (50, 18, 33), (70, 27, 44)]
-)
+@pytest.mark.parametrize(("count", "lower", "upper"), [(6, 1, 6), (10, 2, 9), (20, 6, 15), (50, 18, 33), (70, 27, 44)])
 def test_ranks_match_the_published_table(count, lower, upper):
     samples = np.random.default_rng(count).permutation(np.arange(1.0, count + 1))
     assert median_interval(samples) == (lower, (count + 1) / 2, upper)

@@ -24,7 +24,7 @@ from lowbit_cts.reference.products import integer_product
 _BLOCK = 1 << 20
 _PLACE = ("granularity", "axis", "group_size")
 
-Arrays = dict[str, np.ndarray | None]
+Arrays = Mapping[str, np.ndarray | None]
 Approximate = Callable[..., np.ndarray]
 
 
@@ -135,9 +135,7 @@ def complete_parameters(operation: Operation, given: Mapping[str, Any]) -> dict[
         if value is not None and not parameter.admits(value):
             raise ValueError(f"{name}: {value!r} is not admissible; admissible: {parameter.admissible()}")
     values = {
-        name: (*dict.fromkeys((*parameter.assumed, *parameter.values)),)
-        if given.get(name) is None
-        else (given[name],)
+        name: (*dict.fromkeys((*parameter.assumed, *parameter.values)),) if given.get(name) is None else (given[name],)
         for name, parameter in operation.parameters.items()
     }
     for combination in operation.combinations(values, tuple(operation.parameters)):
@@ -168,7 +166,7 @@ def qparams(x: np.ndarray, p: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray
     """Return the reference's min-max scale (float32) and zero point (int32) of a matrix."""
     keys = ("format", "mapping", "narrow_range", *_PLACE)
     chosen = affine.choose_qparams_enclosure(x, **{key: p[key] for key in keys if key in p})
-    return chosen["scale"].exact.astype(np.float32), chosen["zero_point"].exact.astype(np.int32)
+    return np.asarray(chosen["scale"].exact, np.float32), np.asarray(chosen["zero_point"].exact, np.int32)
 
 
 def codes_of(x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, p: Mapping[str, Any]) -> np.ndarray:
@@ -181,9 +179,7 @@ def codes_of(x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, p: Mappin
     return codes
 
 
-def numbers_of(
-    codes: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, p: Mapping[str, Any]
-) -> np.ndarray:
+def numbers_of(codes: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, p: Mapping[str, Any]) -> np.ndarray:
     """Return scale * (codes - zero_point) in float32, block by block."""
     place = {key: p[key] for key in ("format", *_PLACE) if key in p}
     numbers = np.empty(codes.shape, np.float32)
@@ -204,7 +200,10 @@ def _encoded(x: np.ndarray, fmt: FloatFormat) -> np.ndarray:
 
 
 def _decoded(codes: np.ndarray, fmt: FloatFormat) -> np.ndarray:
-    return decode(codes, fmt).astype(np.float32) if fmt.carrier.kind != "f" else codes
+    """Return the numbers of codes in float32, looked up in a table of all codes; native floats as they are."""
+    if fmt.carrier.kind == "f":
+        return codes
+    return decode(np.arange(1 << fmt.bits), fmt).astype(np.float32)[codes]
 
 
 # One builder an operation: its arrays, the ideal result, and what the results stand for
@@ -214,7 +213,7 @@ Built = tuple[Arrays, Callable[[], np.ndarray], Approximate]
 
 def _affine(
     rng: np.random.Generator, layer: Layer, rows: int, fill: str, p: dict[str, Any]
-) -> tuple[np.ndarray, Arrays]:
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Return x and the arguments that the affine operations have, quantizing what the kernel will see."""
     x = FILLS[fill](rng, (rows, layer.k))
     source = float_format(p.get("input_format", "float32"))
@@ -294,7 +293,7 @@ def _rule(format: str, granularity: str, mapping: str) -> dict[str, Any]:
 def _add_int8(rng: np.random.Generator, layer: Layer, rows: int, fill: str, p: dict[str, Any]) -> Built:
     rule = _rule(p["format"], "tensor", "asymmetric")
     a, b = (FILLS[fill](rng, (rows, layer.n)) for _ in range(2))
-    arrays: Arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for name, numbers in (("a", a), ("b", b), ("y", a + b)):
         scale, zero_point = qparams(numbers, rule)
         arrays |= {f"{name}_scale": scale, f"{name}_zero_point": zero_point}

@@ -17,6 +17,7 @@ import os
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,9 +177,7 @@ def _fit(images: np.ndarray, labels: np.ndarray) -> tuple[dict[str, np.ndarray],
         for _ in range(RECIPE["epochs"]):
             for chosen in torch.from_numpy(rng.permutation(len(x))).split(RECIPE["batch"]):
                 optimizer.zero_grad()
-                loss = functional.cross_entropy(
-                    logits(x[chosen]), y[chosen], label_smoothing=RECIPE["label_smoothing"]
-                )
+                loss = functional.cross_entropy(logits(x[chosen]), y[chosen], label_smoothing=RECIPE["label_smoothing"])
                 loss.backward()
                 optimizer.step()
                 schedule.step()
@@ -223,19 +222,25 @@ def network() -> Network:
                 {layer.name: stored[f"{layer.name}.bias"] for layer in LAYERS},
                 *(stored[name] for name in ("calibration", "images", "labels")),
             )
-    except (FileNotFoundError, zipfile.BadZipFile, ValueError, KeyError, EOFError):
+    except (OSError, zipfile.BadZipFile, ValueError, KeyError, EOFError):
         pass  # not there, or not what this version wrote
     trained = train()
+    with suppress(OSError):  # a cache that cannot be written costs seconds, not the run
+        _store(trained, path)
+    return trained
+
+
+def _store(net: Network, path: Path) -> None:
+    """Write the network so that readers see the whole file or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, unfinished = tempfile.mkstemp(dir=path.parent, suffix=".npz")
     try:
         with os.fdopen(descriptor, "wb") as file:
-            np.savez(file, **trained.arrays())  # type: ignore[arg-type]
-        os.replace(unfinished, path)  # readers see the whole file or none
+            np.savez(file, **net.arrays())  # type: ignore[arg-type]
+        os.replace(unfinished, path)
     except BaseException:
         Path(unfinished).unlink(missing_ok=True)
         raise
-    return trained
 
 
 # Inference
@@ -363,9 +368,7 @@ def kernel(backend: Backend, operation: str, parameters: dict[str, Any]) -> Kern
         When there is none.
     """
     contract = OPERATIONS[operation]
-    chosen = next(
-        (i for i in backend.implementations if i.operation is contract and _declares(i, parameters)), None
-    )
+    chosen = next((i for i in backend.implementations if i.operation is contract and _declares(i, parameters)), None)
     if chosen is None:
         raise UnsupportedError(f"{backend.name}: no implementation of {operation} declares {parameters}")
     exchange = backend.exchange()
@@ -380,16 +383,12 @@ def kernel(backend: Backend, operation: str, parameters: dict[str, Any]) -> Kern
         run = chosen.bound({name: given(name, array) for name, array in named.items()}, parameters)
         slots = contract.results
         if chosen.takes_out:
-            found = [
-                given(r.name, np.empty(case.result_shape(r), case.format(r.name).carrier)) for r in slots
-            ]
+            found = [given(r.name, np.empty(case.result_shape(r), case.format(r.name).carrier)) for r in slots]
             run(out=tuple(found) if len(slots) > 1 else found[0])
         else:
             found = list(run()) if len(slots) > 1 else [run()]
         exchange.synchronize()
-        return tuple(
-            exchange.to_numpy(y, case.format(r.name).name) for r, y in zip(slots, found, strict=True)
-        )
+        return tuple(exchange.to_numpy(y, case.format(r.name).name) for r, y in zip(slots, found, strict=True))
 
     return results
 
@@ -401,11 +400,7 @@ def _declares(implementation: Implementation, parameters: Mapping[str, Any]) -> 
 
 def _affine(format: str, granularity: str, mapping: str) -> dict[str, Any]:
     """Return the parameters of quantizing an (M, K) operand: one scale, or one a row (token, channel)."""
-    place = (
-        {"granularity": "tensor", "axis": None}
-        if granularity == "tensor"
-        else {"granularity": "axis", "axis": 0}
-    )
+    place = {"granularity": "tensor", "axis": None} if granularity == "tensor" else {"granularity": "axis", "axis": 0}
     return {"format": format, **place, "group_size": None, "mapping": mapping}
 
 
@@ -432,9 +427,7 @@ def kernels(backend: Backend, variant: Variant) -> Kernels:
 
     def quantizer(rule: dict[str, Any]) -> tuple[Kernel, ...]:
         parameters = {**rule, "input_format": "float32", "narrow_range": False}
-        return tuple(
-            kernel(backend, name, parameters) for name in ("choose_qparams_affine", "quantize_affine")
-        )
+        return tuple(kernel(backend, name, parameters) for name in ("choose_qparams_affine", "quantize_affine"))
 
     if variant.weight_format is None:
         return Kernels()
@@ -489,7 +482,8 @@ def quantized(net: Network, variant: Variant, backend: Backend) -> Quantized:
     if run.dequantize:
         weights = {name: run.dequantize(codes[name], *qparams[name])[0] for name in codes}
         return Quantized(float_product(net, weights), weights, scales)
-    assert run.matmul
+    matmul = run.matmul
+    assert matmul
     weights = {name: codes[name] * qparams[name][0].reshape(-1, 1) for name in codes}
     columns = {name: np.ascontiguousarray(c.T) for name, c in codes.items()}
     choose, quantize = run.activations
@@ -500,14 +494,12 @@ def quantized(net: Network, variant: Variant, backend: Backend) -> Quantized:
     def product(name: str, x: np.ndarray) -> np.ndarray:
         scale, zero_point = ranges[name] if static else choose(x)
         a = quantize(x, scale, zero_point)[0]
-        return run.matmul(a, scale, zero_point, columns[name], qparams[name][0], net.biases[name])[0]
+        return matmul(a, scale, zero_point, columns[name], qparams[name][0], net.biases[name])[0]
 
     return Quantized(product, weights, scales, len(ranges))
 
 
-def _judge(
-    net: Network, variant: Variant, backend: Backend, truth: Mapping[str, np.ndarray]
-) -> dict[str, Any]:
+def _judge(net: Network, variant: Variant, backend: Backend, truth: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Return what a variant costs, against the float32 outputs of every layer."""
     model = quantized(net, variant, backend)
     _, outputs = forward(net.images, model.product)

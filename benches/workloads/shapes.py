@@ -68,9 +68,7 @@ def layers(model: str | None = None) -> tuple[Layer, ...]:
     models = table()["models"]
     if model is not None and model not in models:
         raise ValueError(f"model: {model!r} is unknown; admissible: {', '.join(models)}")
-    return tuple(
-        Layer(name, **layer) for name in ([model] if model else models) for layer in models[name]["layers"]
-    )
+    return tuple(Layer(name, **layer) for name in ([model] if model else models) for layer in models[name]["layers"])
 
 
 def layer(id: str) -> Layer:

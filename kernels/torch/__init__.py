@@ -12,8 +12,9 @@ from lowbit_cts.kernels import Backend, Division, Semantics
 from lowbit_cts.kernels.torch import affine, casts, products, vector
 from lowbit_cts.kernels.torch.build import compiled, eager
 
-# The native quantizers are deprecated; they are to be tested as long as they exist.
-warnings.filterwarnings("ignore", message="torch.quantize_per_tensor, torch.quantize_per_channel and other")
+with warnings.catch_warnings():  # quantized tensors are deprecated, which torch says once a process
+    warnings.simplefilter("ignore")
+    torch.quantize_per_tensor(torch.zeros(1), 1.0, 0, torch.qint8)
 
 
 def _eager(name: str, device: str) -> Backend:
@@ -28,9 +29,7 @@ def _eager(name: str, device: str) -> Backend:
 def _compiled(name: str, device: str) -> Backend:
     backend = Backend(name, version=torch.__version__, arrays="torch", device=device, timeout=600.0)
     # Triton divides by div.full.f32, to 2 ulp; Inductor's C++ divides, and contracts nothing.
-    arithmetic = (
-        Semantics() if device == "cpu" else Semantics(division=Division.APPROXIMATE, division_ulps=2.0)
-    )
+    arithmetic = Semantics() if device == "cpu" else Semantics(division=Division.APPROXIMATE, division_ulps=2.0)
     for family in (affine, products, vector):
         family.register_composed(backend, compiled, arithmetic)
     casts.register(backend, compiled)

@@ -67,20 +67,14 @@ def _register_quantized_tensors(backend: Backend) -> None:
     def quantize_per_tensor(x: Tensor, scale: Tensor, zero_point: Tensor, *, format: str) -> Tensor:
         return torch.quantize_per_tensor(x, scale, zero_point, _QUANTIZED[format]).int_repr()
 
-    @backend.implements(
-        "quantize_affine", semantics=INSIDE if on_cpu else DOUBLE, supports={**_NATIVE, **_AXIS}
-    )
-    def quantize_per_channel(
-        x: Tensor, scale: Tensor, zero_point: Tensor, *, format: str, axis: int
-    ) -> Tensor:
+    @backend.implements("quantize_affine", semantics=INSIDE if on_cpu else DOUBLE, supports={**_NATIVE, **_AXIS})
+    def quantize_per_channel(x: Tensor, scale: Tensor, zero_point: Tensor, *, format: str, axis: int) -> Tensor:
         return torch.quantize_per_channel(x, scale, zero_point, axis, _QUANTIZED[format]).int_repr()
 
     # Quantized tensors keep a per-tensor scale on the host, so here its value must come over: a wait.
     @backend.implements("dequantize_affine", supports={**_NATIVE, **_TENSOR})
     def dequantize_per_tensor(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-        return torch._make_per_tensor_quantized_tensor(
-            codes, scale.item(), int(zero_point.item())
-        ).dequantize()
+        return torch._make_per_tensor_quantized_tensor(codes, scale.item(), int(zero_point.item())).dequantize()
 
     @backend.implements("dequantize_affine", supports={**_NATIVE, **_AXIS})
     def dequantize_per_channel(codes: Tensor, scale: Tensor, zero_point: Tensor, *, axis: int) -> Tensor:
@@ -88,9 +82,7 @@ def _register_quantized_tensors(backend: Backend) -> None:
 
 
 def _register_fake_quantize(backend: Backend) -> None:
-    @backend.implements(
-        "fake_quantize_affine", semantics=OUTSIDE, supports={**_FORMATS, **_NARROW, **_TENSOR}
-    )
+    @backend.implements("fake_quantize_affine", semantics=OUTSIDE, supports={**_FORMATS, **_NARROW, **_TENSOR})
     def fake_quantize_per_tensor(
         x: Tensor, scale: Tensor, zero_point: Tensor, *, format: str, narrow_range: bool
     ) -> Tensor:
@@ -162,6 +154,7 @@ def _register_observers(backend: Backend) -> None:
             observer = PerChannelMinMaxObserver(ch_axis=axis, **settings)
         observer(x)
         scale, zero_point = observer.calculate_qparams()
+        zero_point = zero_point.to(torch.int32)  # int64 where symmetric
         return (scale, zero_point) if axis is not None else (scale.reshape(()), zero_point.reshape(()))
 
     # The observers refuse unsigned codes without 0, and have another middle for those below 8 bits.
@@ -189,18 +182,16 @@ def _beside(x: Tensor, values: Tensor, granularity: str, axis: int | None) -> Te
 
 def _grouped(x: Tensor, granularity: str, group_size: int | None) -> Tensor:
     """Return x as (M, G, group_size) where neighbours share a scale."""
-    return (
-        x.unflatten(1, (x.shape[1] // group_size, group_size)) if granularity == "group" and group_size else x
-    )
+    return x.unflatten(1, (x.shape[1] // group_size, group_size)) if granularity == "group" and group_size else x
 
 
 def _codes(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
-    return torch.clamp(torch.round(x.float() / scale) + zero_point, qmin, qmax)
+    # A NaN has no code; it gets the zero point, for a conversion to int8 would make of it what the machine likes.
+    steps = torch.nan_to_num(torch.round(x.float() / scale), nan=0.0)
+    return torch.clamp(steps + zero_point, qmin, qmax)
 
 
-def _quantize(
-    x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, dtype: torch.dtype
-) -> Tensor:
+def _quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, dtype: torch.dtype) -> Tensor:
     return _codes(x, scale, zero_point, qmin, qmax).to(dtype)
 
 
@@ -212,9 +203,7 @@ def _fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax
     return (_codes(x, scale, zero_point, qmin, qmax) - zero_point) * scale
 
 
-def _choose_symmetric(
-    x: Tensor, reduced: tuple[int, ...], qmin: int, qmax: int, zero: int
-) -> tuple[Tensor, Tensor]:
+def _choose_symmetric(x: Tensor, reduced: tuple[int, ...], qmin: int, qmax: int, zero: int) -> tuple[Tensor, Tensor]:
     largest = torch.amax(torch.abs(x.float()), reduced)
     scale = torch.clamp(largest / ((qmax - qmin) / 2), min=OBSERVER.epsilon)
     return scale, torch.full_like(scale, zero, dtype=torch.int32)
@@ -272,9 +261,7 @@ def register_composed(backend: Backend, build: Build, arithmetic: Semantics) -> 
     def fake_quantize(x, scale, zero_point, *, format, granularity, axis, group_size, narrow_range):
         scale, zero_point = (_beside(x, v, granularity, axis) for v in (scale, zero_point))
         codes = integer_format(format).codes(narrow_range)
-        return fake_quantize_(_grouped(x, granularity, group_size), scale, zero_point, *codes).reshape(
-            x.shape
-        )
+        return fake_quantize_(_grouped(x, granularity, group_size), scale, zero_point, *codes).reshape(x.shape)
 
     @backend.implements(
         "choose_qparams_affine",

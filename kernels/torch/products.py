@@ -63,9 +63,7 @@ def _column(values: Tensor) -> Tensor:
     return values.reshape(-1, 1)
 
 
-def _epilogue(
-    total: Tensor, a_scale: Tensor, b_scale: Tensor, bias: Tensor | None, dtype: torch.dtype
-) -> Tensor:
+def _epilogue(total: Tensor, a_scale: Tensor, b_scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     y = total.float() * _column(a_scale) * b_scale
     return (y if bias is None else y + bias).to(dtype)
 
@@ -106,7 +104,7 @@ def register_native(backend: Backend) -> None:
 def _register_onednn(backend: Backend) -> None:
     def prepare(b: Tensor, b_scale: Tensor) -> tuple[Tensor, ...]:
         weights = torch.ops.onednn.qlinear_prepack(b.t().contiguous(), None)
-        b_scale = b_scale.reshape(-1)
+        b_scale = b_scale.reshape(-1).contiguous()
         return weights, b_scale, torch.zeros_like(b_scale, dtype=torch.int32)
 
     @backend.implements(

@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+
 from lowbit_cts.reference.affine import (
     dequantize,
     dequantize_enclosure,
@@ -255,9 +256,7 @@ def test_an_approximate_division_admits_every_quotient_within_its_ulps(scale, or
 @pytest.mark.parametrize("ulps", [0.0, 0.25, 0.5, 2.0])
 def test_the_exact_code_is_admissible_however_precise_the_division(ulps):
     x = near_ties(np.float32(0.1))
-    found = quantize_enclosure(
-        x, np.float32(0.1), 0, format="int8", division=Division.APPROXIMATE, division_ulps=ulps
-    )
+    found = quantize_enclosure(x, np.float32(0.1), 0, format="int8", division=Division.APPROXIMATE, division_ulps=ulps)
     assert found.admits(found.exact).all()
 
 

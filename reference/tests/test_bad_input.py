@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from lowbit_cts.reference.affine import (
     choose_qparams_enclosure,
     dequantize,
@@ -106,7 +107,8 @@ WRONG_SHAPES = [
     ("group_size", "-2 must be a positive integer", group(-2)),
     ("axis", "None is not an axis of a matrix; admissible: 0, 1",
      lambda: quantize(X, ONE, 0, format="int8", granularity="axis")),
-    ("axis", "-1 is not an axis of a matrix", lambda: choose_qparams_enclosure(X, format="int8", granularity="axis", axis=-1)),
+    ("axis", "-1 is not an axis of a matrix",
+     lambda: choose_qparams_enclosure(X, format="int8", granularity="axis", axis=-1)),
     ("granularity", "'token' is unknown; admissible: tensor, axis, group",
      lambda: quantize(X, ONE, 0, format="int8", granularity="token")),
     ("format", "'int9' is not an integer format", lambda: quantize(X, ONE, 0, format="int9")),
@@ -173,7 +175,7 @@ def misaligned(x: np.ndarray) -> np.ndarray:
 
 VIEWS = {
     "every second": lambda x: np.repeat(np.repeat(x, 2, 0), 2, 1)[::2, ::2],
-    "transposed": lambda x: np.asfortranarray(x),
+    "transposed": np.asfortranarray,
     "reversed": lambda x: x[::-1, ::-1].copy()[::-1, ::-1],
     "misaligned": misaligned,
     "offset": lambda x: np.pad(x, 1, constant_values=np.nan)[1:-1, 1:-1],
@@ -188,7 +190,9 @@ def test_strides_and_alignment_never_matter(view):
     assert view == "broadcast" or np.array_equal(plain, X)
     place = {"format": "int8", "granularity": "axis", "axis": 0}
     scale, zero_point = np.float32([0.1, 0.2, 0.3, 0.4]), np.arange(4)
-    np.testing.assert_array_equal(quantize(given, scale, zero_point, **place), quantize(plain, scale, zero_point, **place))
+    np.testing.assert_array_equal(
+        quantize(given, scale, zero_point, **place), quantize(plain, scale, zero_point, **place)
+    )
     for name, found in choose_qparams_enclosure(given, **place).items():
         expected = choose_qparams_enclosure(plain, **place)[name]
         np.testing.assert_array_equal([found.exact, found.lo, found.hi], [expected.exact, expected.lo, expected.hi])
@@ -233,9 +237,19 @@ def test_infinities_saturate_and_a_nan_has_no_code(arithmetic):
         assert found.hi.tolist() == [[high, low, high, high, low, 3]]
 
 
-def test_fake_quantize_of_a_nan_admits_the_grid():
-    found = fake_quantize_enclosure(np.array([[NAN]]), np.float32(0.5), 3, format="int4")
-    assert (found.lo.item(), found.hi.item()) == (0.5 * (-8 - 3), 0.5 * (7 - 3))
+def test_fake_quantize_of_a_nan_may_be_nan_or_any_number_and_its_neighbours_are_determined():
+    x = np.array([[NAN, 1.0, INF]], np.float32)
+    found = fake_quantize_enclosure(x, np.float32(0.5), 3, format="int4")
+    for value in (NAN, 0.5 * (-8 - 3), 0.5 * (7 - 3), 0.0):
+        assert found.admits(np.array([[value, 1.0, 0.5 * (7 - 3)]], np.float32)).all()
+    assert found.admits(np.full((1, 3), NAN)).tolist() == [[True, False, False]]
+
+
+def test_fake_quantize_of_a_nan_in_torch_is_admitted():
+    torch = pytest.importorskip("torch")
+    x = np.array([[NAN, 1.0, INF, -INF]], np.float32)
+    y = torch.fake_quantize_per_tensor_affine(torch.from_numpy(x), 0.5, 3, -8, 7).numpy()
+    assert fake_quantize_enclosure(x, np.float32(0.5), 3, format="int4").admits(y).all()
 
 
 def test_a_zero_times_the_infinite_reciprocal_of_a_subnormal_scale_has_no_code():

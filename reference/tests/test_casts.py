@@ -3,6 +3,7 @@
 import ml_dtypes
 import numpy as np
 import pytest
+
 from lowbit_cts.reference.casts import cast_float8, cast_float8_enclosure
 from lowbit_cts.reference.choices import Overflow
 from lowbit_cts.reference.formats import FLOAT8_FORMATS, FORMATS, decode

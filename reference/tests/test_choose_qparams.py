@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from lowbit_cts.reference.affine import choose_qparams_enclosure, dequantize, quantize
 from lowbit_cts.reference.choices import Division, RangeRule, ScaleRule, ZeroPointRule, ZeroScale
 from lowbit_cts.reference.formats import integer_format
@@ -147,7 +148,9 @@ def test_symmetric_scales_in_any_arithmetic_are_enclosed(format, rule, arithmeti
     scale = {
         "qmax": lambda: quotient(largest, qmax - z),
         "half_range": lambda: quotient(largest, (qmax - qmin) / 2),
-        "no_clipping": lambda: np.maximum(quotient(np.maximum(-low, 0), z - qmin), quotient(np.maximum(high, 0), qmax - z)),
+        "no_clipping": lambda: np.maximum(
+            quotient(np.maximum(-low, 0), z - qmin), quotient(np.maximum(high, 0), qmax - z)
+        ),
     }[rule]()  # fmt: skip
     found = choose_qparams_enclosure(
         x, format=format, mapping="symmetric", scale_rule=rule, division=Division.RECIPROCAL, **place

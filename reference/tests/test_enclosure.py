@@ -7,6 +7,7 @@ from fractions import Fraction
 import ml_dtypes
 import numpy as np
 import pytest
+
 from lowbit_cts.reference.enclosure import (
     UNIT_ROUNDOFF,
     Enclosure,
@@ -69,7 +70,8 @@ def test_up_to_exact_terms_every_order_of_summation_is_exact(dtype, bits, max_a,
 
 
 @pytest.mark.parametrize(
-    ("dtype", "bits", "max_a", "max_b"), [(ml_dtypes.bfloat16, 8, 7, 7), (np.float16, 11, 31, 11), (np.float32, 24, 255, 127)]
+    ("dtype", "bits", "max_a", "max_b"),
+    [(ml_dtypes.bfloat16, 8, 7, 7), (np.float16, 11, 31, 11), (np.float32, 24, 255, 127)],
 )
 def test_beyond_exact_terms_a_sum_may_round(dtype, bits, max_a, max_b):
     """max_a max_b is odd: one term more than allowed, and some sum of products is not representable."""
@@ -163,6 +165,9 @@ VERDICTS = [  # exact, lo, hi, signed zero; value, admitted, ratio
     ((-0.0, -0.0, -0.0, True), -0.0, True, 0),
     ((-0.0, -0.0, -0.0, True), 0.0, False, INF),
     ((NAN, NAN, NAN, True), -NAN, True, 0),
+    ((3, -INF, INF, False), NAN, True, 0),  # anything goes
+    ((3, -INF, INF, False), -7, True, 0),
+    ((3, -INF, 5, False), NAN, False, INF),
 ]
 
 

@@ -3,6 +3,7 @@
 import ml_dtypes
 import numpy as np
 import pytest
+
 from lowbit_cts.reference.choices import Overflow, Rounding
 from lowbit_cts.reference.formats import (
     FORMATS,

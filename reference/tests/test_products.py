@@ -6,6 +6,7 @@ from fractions import Fraction
 import ml_dtypes
 import numpy as np
 import pytest
+
 from lowbit_cts.reference.choices import Accumulator, ZeroPointCorrection
 from lowbit_cts.reference.products import integer_product, matmul_int8, matmul_w8a8_enclosure, wrap_int32
 from lowbit_cts.reference.rounding import fma_float32
@@ -113,6 +114,14 @@ def test_every_association_of_the_epilogue_is_admitted(k, output):
             assert_admitted(enclosed(case, output_format=output), epilogues(acc, case), output)
 
 
+def test_a_bias_that_cancels_leaves_the_error_of_the_terms():
+    for seed in range(50):
+        case = layer(seed, m=1)
+        acc = python_product(case["a"] - case["a_zero_point"][:, None], case["b"]).astype(np.int64)
+        case["bias"] = -epilogues(acc, case | {"bias": None})["(acc s_a) s_b + bias"][0]
+        assert_admitted(enclosed(case), epilogues(acc, case))
+
+
 def test_a_zero_point_subtracted_in_float32_is_admitted_where_declared():
     differing = 0
     for seed in range(10):
@@ -130,6 +139,7 @@ def test_a_zero_point_subtracted_in_float32_is_admitted_where_declared():
 
 def sums_in_orders(products: np.ndarray) -> dict[str, np.ndarray]:
     """Add float32 products over axis 1 forward, backward, in pairs, and one lane beside the other."""
+
     def forward(terms):
         total = np.zeros_like(terms[:, 0])
         for i in range(terms.shape[1]):
@@ -215,7 +225,7 @@ def test_the_rational_result_is_inside_and_float32_stays_near_it(output):
 
 @pytest.mark.parametrize("accumulator", [Accumulator.INT32, Accumulator.FLOAT32])
 def test_one_code_wrong_falls_outside_while_the_sum_stays_below_2_to_the_20(accumulator):
-    """float32 output, no bias: the bound is gamma_5 of the sum, less than a code; float32 sums below 2**24 are exact."""
+    """float32 output, no bias: the bound is gamma_5 of the sum, less than a code; float32 sums so far are exact."""
     for seed in range(10):
         case = layer(seed, k=48, bias=False)
         acc = python_product(case["a"] - case["a_zero_point"][:, None], case["b"]).astype(np.int64)

@@ -5,6 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+
 from lowbit_cts.reference.choices import Rounding
 from lowbit_cts.reference.rounding import fma_float32, round_to_integer, two_sum
 

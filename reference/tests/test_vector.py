@@ -5,6 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+
 from lowbit_cts.reference.choices import Division, Rounding, ZeroPointOrder
 from lowbit_cts.reference.rounding import fma_float32
 from lowbit_cts.reference.vector import add_int8_enclosure
@@ -66,8 +67,8 @@ def test_float32_arithmetic_in_any_association_is_admitted(order):
             "ratios, fused": fma_float32(first, s_a / s_y, second * (s_b / s_y)),
         }
         found = add_int8_enclosure(*case, zero_point_order=order)
-        for name, t in quotients.items():
-            t = t.astype(np.float32)
+        for name, quotient in quotients.items():
+            t = quotient.astype(np.float32)
             codes = np.rint(t + np.float32(z_y)) if order == "inside" else np.rint(t) + z_y
             assert found.admits(np.clip(codes, LOW, HIGH)).all(), name
 

@@ -1,0 +1,222 @@
+from math import log10
+
+import numpy as np
+import pytest
+
+from lowbit_cts.benches.accuracy import mismatches, relative_frobenius, sqnr_db
+from lowbit_cts.benches.workloads import cases, fills, shapes
+from lowbit_cts.benches.workloads.lenet import kernel
+from lowbit_cts.kernels import OPERATIONS, Semantics
+from lowbit_cts.kernels.numpy import backend
+from lowbit_cts.reference.formats import decode
+
+SMALL = shapes.Layer("made-up", "linear", n=24, k=64)
+
+# Shapes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", shapes.table()["models"])
+def test_weights_of_the_table(model):
+    assert sum(layer.weights for layer in shapes.layers(model)) == shapes.table()["models"][model]["weights"]
+
+
+@pytest.mark.parametrize(
+    ("model", "others", "published"),
+    [
+        ("llama-2-7b", 32000 * 4096 + 65 * 4096, 6_738_415_616),  # embedding, norms
+        ("llama-3-8b", 128256 * 4096 + 65 * 4096, 8_030_261_248),
+        # embeddings, their norm; in a block biases and two norms; the pooler's bias
+        ("bert-base", (30522 + 512 + 2 + 2) * 768 + 12 * (5 * 768 + 3072 + 4 * 768) + 768, 109_482_240),
+        ("resnet-50", 53_120 + 1000, 25_557_032),  # batch norms, the last layer's bias
+        ("lenet-5", 6 + 16 + 120 + 84 + 10, 61_706),  # biases
+    ],
+)
+def test_weights_are_the_published_models(model, others, published):
+    assert sum(layer.weights for layer in shapes.layers(model)) + others == published
+
+
+def test_weights_in_the_blocks():
+    def blocks(model, *outside):
+        return sum(layer.weights for layer in shapes.layers(model) if layer.name not in outside)
+
+    assert blocks("llama-2-7b", "lm_head") == 6_476_005_376
+    assert blocks("llama-3-8b", "lm_head") == 6_979_321_856
+    assert blocks("bert-base", "pooler") == 84_934_656
+
+
+def test_multiply_adds_of_convolutions():
+    """The rows of im2col are right if the multiply-adds are: 4.09 G (torchvision)."""
+
+    def count(model):
+        return sum(layer.m * layer.weights for layer in shapes.layers(model))
+
+    assert count("resnet-50") == 4_089_184_256
+    assert count("lenet-5") == 28 * 28 * 150 + 10 * 10 * 2400 + 48_000 + 10_080 + 840
+
+
+def test_layers_are_found_by_name():
+    layer = shapes.layer("llama-3-8b/mlp.down_proj")
+    assert (layer.n, layer.k, layer.rows(16)) == (4096, 14336, 16)
+    assert layer in shapes.layers()
+    with pytest.raises(ValueError, match="admissible: llama-2-7b"):
+        shapes.layers("llama-9")
+    with pytest.raises(ValueError, match="admissible: c1"):
+        shapes.layer("lenet-5/c2")
+
+
+def test_workloads_are_every_layer_with_every_batch():
+    found = list(shapes.workloads("lenet-5", (1, 8)))
+    assert [(layer.name, batch) for layer, batch in found[:3]] == [("c1", 1), ("c1", 8), ("c3", 1)]
+    assert len(list(shapes.workloads())) == len(shapes.layers()) * len(shapes.batches())
+    assert {2**i for i in range(13)} <= set(shapes.batches())
+    assert sorted(shapes.batches()) == list(shapes.batches())
+
+
+# Fills -----------------------------------------------------------------------------------------------------
+
+
+def test_normal_is_standard_normal():
+    x = fills.normal(np.random.default_rng(0), (1000, 1000))
+    assert x.dtype == np.float32
+    assert abs(x.mean(dtype=np.float64)) < 5e-3
+    assert x.var(dtype=np.float64) == pytest.approx(1, abs=0.01)
+    assert np.mean(x**4, dtype=np.float64) == pytest.approx(3, abs=0.05)
+
+
+@pytest.mark.parametrize(("channels", "expected"), [(1000, 10), (250, 2), (64, 1), (1, 1)])
+def test_outliers_are_a_hundredth_of_the_channels(channels, expected):
+    rng = np.random.default_rng(0)
+    deviations = fills.outliers(rng, (2000, channels)).std(axis=0)
+    large = deviations > 10
+    assert large.sum() == expected
+    assert deviations[large] == pytest.approx(50, rel=0.1)
+    assert deviations[~large] == pytest.approx(1, rel=0.1)
+
+
+@pytest.mark.parametrize("fill", fills.FILLS.values(), ids=fills.FILLS)
+def test_fills_repeat_and_fit_any_shape(fill):
+    first, second = (fill(np.random.default_rng(7), (5, 33)) for _ in range(2))
+    assert np.array_equal(first, second)
+    assert first.shape == (5, 33)
+    assert fill(np.random.default_rng(7), (0, 4)).shape == (0, 4)
+
+
+# Cases -----------------------------------------------------------------------------------------------------
+
+EVERY = [
+    ("quantize_affine", {}),
+    ("quantize_affine", {"granularity": "axis", "axis": 0, "format": "uint4"}),
+    ("quantize_affine", {"granularity": "axis", "axis": 1, "narrow_range": True}),
+    ("quantize_affine", {"granularity": "group", "group_size": 16, "mapping": "symmetric"}),
+    ("quantize_affine", {"input_format": "bfloat16"}),
+    ("dequantize_affine", {"granularity": "group"}),
+    ("dequantize_affine", {"output_format": "bfloat16"}),
+    ("fake_quantize_affine", {"granularity": "axis"}),
+    ("choose_qparams_affine", {}),
+    ("choose_qparams_affine", {"granularity": "group", "input_format": "float16"}),
+    ("cast_float8", {}),
+    ("cast_float8", {"source": "float8_e5m2"}),
+    ("cast_float8", {"source": "float8_e4m3fn", "target": "bfloat16"}),
+    ("matmul_int8", {"a_format": "uint8"}),
+    ("matmul_w8a8", {}),
+    ("matmul_w8a8", {"activation_granularity": "tensor", "weight_granularity": "tensor"}),
+    ("matmul_w8a8", {"a_format": "uint8", "mapping": "symmetric", "has_bias": False}),
+    ("add_int8", {"format": "uint8"}),
+]
+
+
+@pytest.mark.parametrize("fill", fills.FILLS)
+@pytest.mark.parametrize(("operation", "parameters"), EVERY)
+def test_cases_are_good_inputs_and_close_to_their_ideal(operation, parameters, fill, monkeypatch):
+    monkeypatch.setattr(cases, "_BLOCK", 200)  # several blocks of rows
+    built = cases.build(operation, SMALL, 10, fill=fill, parameters=parameters)
+    contract, case = built.case.operation, built.case
+    for argument in contract.arguments:
+        array = case.arrays[argument.name]
+        if array is not None:
+            assert array.dtype == case.format(argument.name).carrier
+            assert isinstance(array, np.ndarray)
+    arguments = [case.arrays[argument.name] for argument in contract.arguments]
+    results = kernel(backend, operation, case.parameters)(*arguments)
+    enclosures = case.enclosures(Semantics())
+    for slot, result in zip(contract.results, results, strict=True):
+        assert enclosures[slot.name].admits(decode(result, case.format(slot.name))).all()
+    approximation = built.approximation(*results)
+    assert approximation.shape == built.truth.shape
+    assert relative_frobenius(built.truth, approximation) < 0.15
+
+
+def test_every_operation_has_a_case():
+    assert {operation for operation, _ in EVERY} == set(OPERATIONS)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        {},
+        {"granularity": "axis", "axis": 0},
+        {"granularity": "axis", "axis": 1},
+        {"granularity": "group", "group_size": 32},
+    ],
+)
+def test_codes_are_the_references(place, monkeypatch):
+    monkeypatch.setattr(cases, "_BLOCK", 200)
+    built = cases.build("quantize_affine", SMALL, 10, fill="outliers", parameters=place)
+    exact = built.case.enclosures(Semantics())["codes"].exact
+    arrays, parameters = built.case.arrays, built.case.parameters
+    codes = cases.codes_of(arrays["x"], arrays["scale"], arrays["zero_point"], parameters)
+    assert mismatches(exact, codes) == 0
+    chosen = cases.build("choose_qparams_affine", SMALL, 10, fill="outliers", parameters=place)
+    for name, enclosure in chosen.case.enclosures(Semantics()).items():
+        assert np.array_equal(enclosure.exact, arrays[name])
+
+
+def test_sqnr_of_a_normal_signal_is_what_its_scale_says():
+    built = cases.build("quantize_affine", SMALL, 1000)
+    codes = cases.codes_of(*built.case.arrays.values(), built.case.parameters)
+    predicted = 10 * log10(12 * np.mean(built.truth**2) / built.case.arrays["scale"] ** 2)
+    assert sqnr_db(built.truth, built.approximation(codes)) == pytest.approx(predicted, abs=0.1)
+
+
+def test_outliers_cost_what_a_scale_a_channel_saves():
+    def sqnr(fill, **parameters):
+        layer = shapes.Layer("made-up", "wide", n=8, k=512)
+        built = cases.build("quantize_affine", layer, 200, fill=fill, parameters=parameters)
+        codes = cases.codes_of(*built.case.arrays.values(), built.case.parameters)
+        quiet = np.abs(built.truth).max(axis=0) < 10
+        return sqnr_db(built.truth[:, quiet], built.approximation(codes)[:, quiet])
+
+    assert sqnr("outliers") < sqnr("normal") - 25
+    assert sqnr("outliers", granularity="axis", axis=1) > sqnr("normal")
+
+
+def test_truth_of_products():
+    built = cases.build("matmul_w8a8", SMALL, 4, seed=3)
+    rng = np.random.default_rng(3)
+    x, w = fills.normal(rng, (4, 64)), fills.normal(rng, (24, 64))
+    assert built.truth == pytest.approx(x @ w.T + built.case.arrays["bias"], abs=1e-4)
+    exact = cases.build("matmul_int8", SMALL, 4)
+    a, b = (exact.case.arrays[name].astype(int) for name in "ab")
+    assert np.array_equal(exact.truth, a @ b)
+
+
+def test_convolutions_have_rows_of_im2col():
+    layer = shapes.layer("lenet-5/c3")
+    assert cases.build("matmul_int8", layer, 2).case.sizes == {"M": 200, "K": 150, "N": 16}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"operation": "matmul_int1"}, "operation: 'matmul_int1' is unknown"),
+        ({"fill": "zeros"}, "fill: 'zeros' is unknown; admissible: normal"),
+        ({"parameters": {"shape": 3}}, "parameters: 'shape' is unknown"),
+        ({"parameters": {"format": "int9"}}, "format: 'int9' is not admissible"),
+        ({"parameters": {"granularity": "group", "group_size": 48}}, "does not divide"),
+    ],
+)
+def test_what_does_not_exist_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        cases.build(**{"operation": "quantize_affine", "layer": SMALL, "batch": 1, **arguments})
+    with pytest.raises(ValueError, match="no combination"):
+        cases.build("cast_float8", SMALL, 1, parameters={"source": "float32", "target": "bfloat16"})
