@@ -14,6 +14,9 @@ from lowbit_cts.kernels import Backend, ContractError
 from lowbit_cts.kernels.discovery import default_backends, load_backends
 from lowbit_cts.reports import device, evidence
 
+#: The tests of the benches run when they are named.
+collect_ignore = ["tests"]
+
 
 class Recorder:
     """Writes the evidence of a bench run, a file a device, and measures each device's ceilings once."""

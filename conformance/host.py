@@ -7,13 +7,17 @@ import tempfile
 import threading
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
+from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
+from typing import Any
 
 import psutil
 from pebble import ProcessExpired, ProcessPool
 
-from lowbit_cts.conformance.worker import Call, Reply, execute, initialize
+from lowbit_cts.conformance.worker import MALLOC_CHECKS, Call, Reply, execute, initialize
 from lowbit_cts.kernels import Backend
+
+_STARTING = threading.Lock()
 
 #: More output than this in one call is a flood (bytes).
 FLOOD = 1 << 20
@@ -85,12 +89,10 @@ class KernelHost:
         self.output = OutputPipe()
         on_cpu = backend.device == "cpu"
         limit = int(psutil.virtual_memory().total * 0.9) if on_cpu else None
-        if on_cpu and _has_malloc_debug():
-            os.environ["LD_PRELOAD"] = "libc_malloc_debug.so.0"
-            os.environ["GLIBC_TUNABLES"] = "glibc.malloc.check=3"
+        checked = on_cpu and _has_malloc_debug()
         self.pool = ProcessPool(
             max_workers=1,
-            context=multiprocessing.get_context("spawn"),
+            context=_CheckedContext() if checked else multiprocessing.get_context("spawn"),
             initializer=initialize,
             initargs=(spec, backend.name, self.output.path, limit),
         )
@@ -117,6 +119,28 @@ class KernelHost:
         """End the process."""
         self.pool.stop()
         self.pool.join()
+
+
+class _CheckedProcess(SpawnProcess):
+    """A spawned process under malloc's checks; only it, so the variables are set while it starts."""
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:  # noqa: N802  (multiprocessing's hook for starting a process)
+        with _STARTING:
+            before = {name: os.environ.get(name) for name in MALLOC_CHECKS}
+            os.environ.update(MALLOC_CHECKS)
+            try:
+                return SpawnProcess._Popen(process_obj)  # type: ignore[attr-defined]
+            finally:
+                for name, value in before.items():
+                    if value is None:
+                        del os.environ[name]
+                    else:
+                        os.environ[name] = value
+
+
+class _CheckedContext(SpawnContext):
+    Process = _CheckedProcess  # type: ignore[assignment]
 
 
 def _has_malloc_debug() -> bool:

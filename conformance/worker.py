@@ -19,6 +19,9 @@ from lowbit_cts.kernels.operation import OPERATIONS, Argument
 #: Fill of unwritten memory, alternating from run to run: what a kernel leaves unwritten differs between two runs.
 POISON = (0xA5, 0x5A)
 
+#: The environment in which glibc's malloc checks, when memory is freed, that nothing was written past its end.
+MALLOC_CHECKS = {"LD_PRELOAD": "libc_malloc_debug.so.0", "GLIBC_TUNABLES": "glibc.malloc.check=3"}
+
 Arrays = dict[str, np.ndarray | None]
 
 
@@ -88,7 +91,7 @@ def initialize(spec: str, backend_name: str, pipe: str, memory_limit: int | None
     os.dup2(output, 1)
     os.dup2(output, 2)
     faulthandler.enable()
-    for name in ("LD_PRELOAD", "GLIBC_TUNABLES"):  # meant for this process, not for the compilers it may start
+    for name in MALLOC_CHECKS:  # meant for this process, not for the compilers it may start
         os.environ.pop(name, None)
     if memory_limit:
         resource.setrlimit(resource.RLIMIT_DATA, (memory_limit, resource.RLIM_INFINITY))

@@ -137,6 +137,20 @@ def test_a_zero_point_subtracted_in_float32_is_admitted_where_declared():
     assert differing > 0, "the correction rounds on these inputs"
 
 
+def test_a_correction_that_cancels_leaves_the_error_of_the_terms():
+    """The product exceeds 2**24 and rounds; the zero point, in the middle of the codes, takes nearly all of it away."""
+    lost = 0
+    for seed in range(10):
+        case = large_sums(seed, k=8191)
+        case["a_zero_point"] = np.full(4, int(case["a"].mean()))
+        acc, sums = python_product(case["a"], case["b"]), case["b"].sum(axis=0)[None, :]
+        rounded = acc.astype(np.float32) - (case["a_zero_point"][:, None] * sums).astype(np.float32)
+        case["bias"] = None
+        assert_admitted(enclosed(case, zero_point_correction=FLOAT), epilogues(rounded, case))
+        lost += np.sum(~enclosed(case).admits(epilogues(rounded, case)["(acc s_a) s_b + bias"].astype(np.float64)))
+    assert lost > 0, "an integer correction would not err like this"
+
+
 def sums_in_orders(products: np.ndarray) -> dict[str, np.ndarray]:
     """Add float32 products over axis 1 forward, backward, in pairs, and one lane beside the other."""
 
@@ -177,6 +191,22 @@ def test_sums_in_float32_are_admitted_in_any_order():
         for total in raw.values():
             assert_admitted(found, epilogues(total - correction, case))
     assert rounded > 0, "the sums round on these inputs"
+
+
+def test_sums_in_float32_that_rise_and_fall_are_admitted():
+    """Partial sums exceed 2**24 and round; the total does not."""
+    rounded = 0
+    for seed in range(5):
+        case = large_sums(seed, k=6000) | {"bias": None}
+        case["b"][3000:] = -case["b"][:3000]
+        case["a"][:, 3000:] = case["a"][:, :3000]
+        a, b = (case["a"] - case["a_zero_point"][:, None]).astype(np.float32), case["b"].astype(np.float32)
+        found = enclosed(case, accumulator=FLOAT32)
+        np.testing.assert_array_equal(found.exact, 0)
+        for total in sums_in_orders(a[:, :, None] * b[None]).values():
+            assert_admitted(found, epilogues(total, case))
+            rounded += np.sum(total != 0)
+    assert rounded > 0
 
 
 def power_of_two_layer(seed: int, k: int = 48) -> dict:
@@ -267,6 +297,15 @@ def test_the_output_is_rounded_once_and_overflows_to_infinity(output, bias, expe
     zero = np.zeros((1, 1), int)
     found = matmul_w8a8_enclosure(zero, np.float32(1), 0, zero, np.float32(1), np.float32([bias]), output_format=output)
     assert found.lo.item() == found.exact.item() == found.hi.item() == expected
+
+
+def test_a_sixteen_bit_output_may_be_rounded_from_a_float32_sum_with_the_bias():
+    """In float32, 2049 + 1e-6 is the tie 2049; in the reals it lies above."""
+    one = np.ones((1, 1), int)
+    found = matmul_w8a8_enclosure(
+        one, np.float32(1e-3), 0, one, np.float32(1e-3), np.float32([2049]), output_format="float16"
+    )
+    assert (found.lo.item(), found.exact.item(), found.hi.item()) == (2048, 2050, 2050)
 
 
 @pytest.mark.parametrize("accumulator", Accumulator)

@@ -52,8 +52,12 @@ def test_the_rational_code_is_admitted_and_alone_away_from_ties(seed, order):
 
 @pytest.mark.parametrize("order", ZeroPointOrder)
 def test_float32_arithmetic_in_any_association_is_admitted(order):
+    ambiguous = 0
     for seed in range(30):
-        a, s_a, z_a, b, s_b, z_b, s_y, z_y = case = operands(seed)
+        case = operands(seed)
+        if seed % 2:  # half of all sums are ties, and no product of a scale is exact
+            case = (*case[:4], case[1], case[5], 2 * case[1], 3)
+        a, s_a, z_a, b, s_b, z_b, s_y, z_y = case
         one = np.float32(1)
         first, second = (a - z_a).astype(np.float32), (b - z_b).astype(np.float32)
         added = first * s_a + second * s_b
@@ -71,6 +75,18 @@ def test_float32_arithmetic_in_any_association_is_admitted(order):
             t = quotient.astype(np.float32)
             codes = np.rint(t + np.float32(z_y)) if order == "inside" else np.rint(t) + z_y
             assert found.admits(np.clip(codes, LOW, HIGH)).all(), name
+            ambiguous += np.sum(np.clip(codes, LOW, HIGH) != found.exact)
+    assert ambiguous > 100, "the arithmetic shows on these inputs"
+
+
+def test_a_zero_point_inside_may_round_the_sum_onto_a_tie():
+    """1/2 + 2**-24 is above the tie; in float32, 100 + 1/2 + 2**-24 is the tie, and goes to even."""
+    one, scale = np.array([1]), np.float32(2.0**-24)
+    operands = (one, scale, 0, one, np.float32(0.5), 0, np.float32(1), 100)
+    outside = add_int8_enclosure(*operands, zero_point_order=ZeroPointOrder.OUTSIDE)
+    inside = add_int8_enclosure(*operands, zero_point_order=ZeroPointOrder.INSIDE)
+    assert (outside.lo.item(), outside.hi.item()) == (101, 101)
+    assert (inside.lo.item(), inside.hi.item()) == (100, 101)
 
 
 TIES = {  # (a + b) / 2 with a + b = -3, -1, 1, 3
