@@ -49,9 +49,7 @@ class Row:
 
 
 @lru_cache(maxsize=2)
-def _built(
-    operation: str, layer: str, batch: int, fill: str, parameters: tuple[tuple[str, Any], ...]
-) -> WorkloadCase:
+def _built(operation: str, layer: str, batch: int, fill: str, parameters: tuple[tuple[str, Any], ...]) -> WorkloadCase:
     return cases.build(operation, shapes.layer(layer), batch, fill=fill, parameters=dict(parameters))
 
 

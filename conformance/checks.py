@@ -122,11 +122,15 @@ def source(case: Case, limit: int = 120) -> str:
             lines.append(f"{argument.name} = None")
             continue
         format = argument.format(case.parameters)
-        numbers = f"  # codes of {format}" if isinstance(FORMATS[format], FloatFormat) and array.dtype.kind == "u" else ""
+        numbers = (
+            f"  # codes of {format}" if isinstance(FORMATS[format], FloatFormat) and array.dtype.kind == "u" else ""
+        )
         if array.size <= limit:
             lines.append(f"{argument.name} = np.array({_list(array)}, np.{array.dtype}){_reshape(array)}{numbers}")
         else:
-            lines.append(f"{argument.name} = ...  # {array.dtype}{list(array.shape)}, begins {_list(array.ravel()[:8])}")
+            lines.append(
+                f"{argument.name} = ...  # {array.dtype}{list(array.shape)}, begins {_list(array.ravel()[:8])}"
+            )
     lines.append(f"# made from {_plain(case.origin)}")
     return "\n".join(lines)
 

@@ -79,7 +79,6 @@ class Trial:
         alike = all(array.size >= 4 and np.all(array == array.flat[0]) for array in one.values())
         self.examination.tally.count(self.case, elements, 0.0, not alike)
 
-
     def determined(self) -> bool:
         """Return whether the declared semantics determine every result of the case."""
         enclosures = self.case.enclosures(self.implementation.semantics).values()
@@ -264,11 +263,11 @@ class Examination:
         return "exact" if self.tally.worst == 0 else "faithful"
 
 
-class Refused(Exception):  # noqa: N818  (a verdict, not an error)
+class Refused(Exception):
     """The property does not apply to what the implementation declares."""
 
 
-class _Enough(Exception):  # noqa: N818
+class _Enough(Exception):
     """The search costs more than it can still tell."""
 
 

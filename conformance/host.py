@@ -23,6 +23,9 @@ _STARTING = threading.Lock()
 FLOOD = 1 << 20
 _TAIL = 4096
 
+#: Seconds a backend may take to be imported.
+LOAD_SECONDS = 180.0
+
 
 @dataclass(frozen=True)
 class Lost:
@@ -90,30 +93,40 @@ class KernelHost:
         on_cpu = backend.device == "cpu"
         limit = int(psutil.virtual_memory().total * 0.9) if on_cpu else None
         checked = on_cpu and _has_malloc_debug()
-        self.pool = ProcessPool(
-            max_workers=1,
-            context=_CheckedContext() if checked else multiprocessing.get_context("spawn"),
-            initializer=initialize,
-            initargs=(spec, backend.name, self.output.path, limit),
-        )
+        context = _CheckedContext() if checked else multiprocessing.get_context("spawn")
+        self.pool = ProcessPool(max_workers=1, context=context)
+        self.setup = (spec, backend.name, self.output.path, limit)
+        self.loaded = False
 
     def execute(self, call: Call) -> Reply | Lost:
         """Return what was observed, or how the process was lost; the next call finds a fresh process."""
+        if not self.loaded:  # apart from the call, so that the time it takes to import a library is not the kernel's
+            lost = self._run(initialize, self.setup, LOAD_SECONDS)
+            if isinstance(lost, Lost):
+                return Lost(lost.verdict, f"the backend does not load in the kernel host: {lost.message}")
+            self.loaded = True
         before = self.output.start()
-        future = self.pool.schedule(execute, args=(call,), timeout=self.timeout)
+        reply = self._run(execute, (call,), self.timeout)
+        printed = self.output.count - before
+        if isinstance(reply, Reply) and printed > FLOOD:
+            reply.malformed.append(f"wrote {printed / 2**20:.1f} MiB to the standard streams in one call")
+        return reply
+
+    def _run(self, function: Any, arguments: tuple[Any, ...], timeout: float) -> Any:
+        """Return what the function returns in the process, or how the process was lost."""
         try:
-            reply = future.result()
+            return self.pool.schedule(function, args=arguments, timeout=timeout).result()
         except FutureTimeout:
-            return Lost("hung", f"no result within {self.timeout:g} s; the process was killed")
+            self.loaded = False
+            return Lost("hung", f"no result within {timeout:g} s; the process was killed")
         except ProcessExpired as error:
+            self.loaded = False
             code = error.exitcode
             how = f"killed by signal {-code}" if code is not None and code < 0 else f"exit status {code}"
             said = self.output.text()
             return Lost("crashed", f"the process ended in the call ({how}){': ' + said if said else ''}")
-        printed = self.output.count - before
-        if printed > FLOOD:
-            reply.malformed.append(f"wrote {printed / 2**20:.1f} MiB to the standard streams in one call")
-        return reply
+        except Exception as error:  # not the kernel's, whose exceptions are in the reply
+            return Lost("crashed", f"{type(error).__name__}: {error}")
 
     def close(self) -> None:
         """End the process."""
@@ -125,7 +138,7 @@ class _CheckedProcess(SpawnProcess):
     """A spawned process under malloc's checks; only it, so the variables are set while it starts."""
 
     @staticmethod
-    def _Popen(process_obj: Any) -> Any:  # noqa: N802  (multiprocessing's hook for starting a process)
+    def _Popen(process_obj: Any) -> Any:
         with _STARTING:
             before = {name: os.environ.get(name) for name in MALLOC_CHECKS}
             os.environ.update(MALLOC_CHECKS)
@@ -145,6 +158,8 @@ class _CheckedContext(SpawnContext):
 
 def _has_malloc_debug() -> bool:
     library = ctypes.util.find_library("c_malloc_debug")
-    return bool(library) or any(Path("/lib").glob("*/libc_malloc_debug.so.0")) or any(
-        Path("/lib64").glob("libc_malloc_debug.so.0")
+    return (
+        bool(library)
+        or any(Path("/lib").glob("*/libc_malloc_debug.so.0"))
+        or any(Path("/lib64").glob("libc_malloc_debug.so.0"))
     )

@@ -39,7 +39,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Load what the command line names, so that a mistake in it is a usage error."""
     config.addinivalue_line("markers", "operation(*names): the property is of these operations only")
-    config.addinivalue_line("markers", "applies(to=predicate): the property is of implementations for which the predicate holds")
+    config.addinivalue_line(
+        "markers", "applies(to=predicate): the property is of implementations for which the predicate holds"
+    )
     config.addinivalue_line("markers", "exhaustive: the property runs in the exhaustive profile only")
     suite = Suite(config)
     if config.getoption("--backend") or config.getoption("--waivers"):

@@ -45,7 +45,7 @@ def parameters(draw: Draw, implementation: Implementation, variant: Mapping[str,
     for name, parameter in operation.parameters.items():
         if name in chosen:
             continue
-        known = {**{n: None for n in operation.parameters}, **chosen}
+        known = {**dict.fromkeys(operation.parameters), **chosen}
         needed = parameter.needed(known) and operation.admits(chosen)
         options = [v for v in implementation.supports[name] if operation.admits({**chosen, name: v})]
         chosen[name] = draw(st.sampled_from(options)) if needed else None

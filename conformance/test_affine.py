@@ -146,7 +146,9 @@ def test_every_code(examination: Examination) -> None:
                 "scale": np.full(place, scale, np.float32),
                 "zero_point": np.asarray(zero, np.int32).reshape(place),
             }
-            examination.once(_enclosed, Case(examination.implementation.operation, parameters, arrays, {"scale": scale}))
+            examination.once(
+                _enclosed, Case(examination.implementation.operation, parameters, arrays, {"scale": scale})
+            )
 
 
 #: Matrices whose range is degenerate, by name.
@@ -167,4 +169,6 @@ def test_degenerate_ranges(examination: Examination) -> None:
     for parameters in _variants(examination.implementation):
         for name, x in _DEGENERATE.items():
             codes = float_codes(x, parameters["input_format"])
-            examination.once(_enclosed, Case(examination.implementation.operation, parameters, {"x": codes}, {"x": name}))
+            examination.once(
+                _enclosed, Case(examination.implementation.operation, parameters, {"x": codes}, {"x": name})
+            )

@@ -78,7 +78,9 @@ def test_pairs_do_not_saturate(examination: Examination) -> None:
         pairs += [(211, 71, 171, 107), (255, 127, 255, 127), (255, -128, 255, -127)] if low == 0 else []
         for a0, b0, a1, b1 in pairs:
             a, b = np.tile([a0, a1], 32)[None, :], np.tile([b0, b1], 32)[:, None]
-            parts = np.arange(64) < np.array([64, 32, 2, 1])[:, None]  # whole rows of pairs, half, one pair, half a pair
+            parts = (
+                np.arange(64) < np.array([64, 32, 2, 1])[:, None]
+            )  # whole rows of pairs, half, one pair, half a pair
             yield f"pairs {a0}*{b0} + {a1}*{b1}", np.where(parts, a, 0), np.repeat(b, 5, axis=1)
 
     _each(examination, inputs)

@@ -28,8 +28,10 @@ class Waiver:
     ----------
     id : str
         Unique; evidence names it.
-    backend, operation, implementation, property : str
+    backend, operation, implementation : str
         Patterns (``*``, ``?``) of names.
+    property : str or list of str
+        Names of properties, or patterns.
     versions : SpecifierSet
         Versions of the library that deviate, such as ``>=2.4,<2.14``.
     parameters : dict
@@ -44,7 +46,7 @@ class Waiver:
     versions: SpecifierSet
     operation: str
     implementation: str = "*"
-    property: str
+    property: str | list[str]
     parameters: dict[str, Any] = field(default_factory=dict)
     reason: str
     link: str
@@ -56,10 +58,12 @@ class Waiver:
             (implementation.backend.name, self.backend),
             (implementation.operation.name, self.operation),
             (implementation.name, self.implementation),
-            (property_name, self.property),
         )
-        return all(fnmatchcase(name, pattern) for name, pattern in names) and _within(
-            implementation.backend.version, self.versions
+        properties = [self.property] if isinstance(self.property, str) else self.property
+        return (
+            all(fnmatchcase(name, pattern) for name, pattern in names)
+            and any(fnmatchcase(property_name, pattern) for pattern in properties)
+            and _within(implementation.backend.version, self.versions)
         )
 
     def excuses(self, parameters: dict[str, Any]) -> bool:

@@ -107,7 +107,9 @@ def execute(call: Call) -> Reply:
     contents = call.contents
     if call.tile:
         symbol, repetitions = call.tile
-        contents = tuple(_tiled(operation.arguments, arrays, call.parameters, symbol, repetitions) for arrays in contents)
+        contents = tuple(
+            _tiled(operation.arguments, arrays, call.parameters, symbol, repetitions) for arrays in contents
+        )
     first = Case(operation, call.parameters, contents[0])
     buffers: dict[str, Buffer | None] = {}
     for argument in operation.arguments:

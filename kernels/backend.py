@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from lowbit_cts.kernels import operations as _operations  # noqa: F401  (fills OPERATIONS)
 from lowbit_cts.kernels.exchange import EXCHANGES, Exchange, make_exchange
 from lowbit_cts.kernels.operation import OPERATIONS, Argument, Operation, Parameters
@@ -135,9 +137,9 @@ class Backend:
         """Check what can be checked without the library."""
         if isinstance(self.arrays, str):
             _demand(self.arrays in EXCHANGES, f"Backend.arrays: {self.arrays!r} is unknown", EXCHANGES)
-        elif not isinstance(self.arrays, Exchange):
+        elif isinstance(self.arrays, type) or not isinstance(self.arrays, Exchange):
             raise ContractError(
-                f"Backend.arrays: {type(self.arrays).__name__} must be one of {', '.join(EXCHANGES)}, or an object "
+                f"Backend.arrays: {self.arrays!r} must be one of {', '.join(EXCHANGES)}, or an object "
                 "with from_numpy(array, format), to_numpy(array, format) and synchronize()"
             )
 
@@ -180,10 +182,12 @@ class Backend:
             For anything the operation does not know, with the admissible values.
         """
         where = f"{self.name}: implements({operation!r})"
-        _demand(operation in OPERATIONS, f"{where}: unknown operation", OPERATIONS)
+        _demand(isinstance(operation, str) and operation in OPERATIONS, f"{where}: unknown operation", OPERATIONS)
         contract = OPERATIONS[operation]
         if semantics is not None and not isinstance(semantics, Semantics):
             raise ContractError(f"{where}: semantics must be a Semantics, not {type(semantics).__name__}")
+        if supports is not None and not isinstance(supports, Mapping):
+            raise ContractError(f"{where}: supports must map parameters to values, not be a {type(supports).__name__}")
         values = {key: _listed(value) for key, value in (supports or {}).items()}
         layouts = values.pop("layout", LAYOUTS)
         for layout in layouts:
@@ -194,8 +198,11 @@ class Backend:
             _demand(bool(contract.constant), f"{where}: prepare: the operation has no constant arguments", ())
 
         def register(function: Callable[..., Any]) -> Callable[..., Any]:
+            called = name or getattr(function, "__name__", None)
+            if not callable(function) or called is None:
+                raise ContractError(f"{where}: {function!r} must be a function; give anything else callable a name=")
             implementation = Implementation(
-                self, contract, name or function.__name__, function, semantics or Semantics(), complete, layouts, prepare
+                self, contract, called, function, semantics or Semantics(), complete, layouts, prepare
             )
             taken = {i.id for i in self.implementations}
             _demand(implementation.id not in taken, f"{where}: {implementation.name!r} is registered already", ())
@@ -213,7 +220,8 @@ def _demand(condition: bool, message: str, admissible: Iterable[Any]) -> None:
 
 
 def _listed(value: Any) -> tuple[Any, ...]:
-    return tuple(value) if isinstance(value, (set, frozenset, list, tuple, range)) else (value,)
+    values = tuple(value) if isinstance(value, (set, frozenset, list, tuple, range)) else (value,)
+    return tuple(v.item() if isinstance(v, np.generic) else v for v in values)
 
 
 def _complete(operation: Operation, supports: Mapping[str, tuple[Any, ...]], where: str) -> dict[str, tuple[Any, ...]]:
@@ -224,14 +232,18 @@ def _complete(operation: Operation, supports: Mapping[str, tuple[Any, ...]], whe
         parameter = operation.parameters[name]
         for value in values:
             if not parameter.admits(value):
-                raise ContractError(f"{where}: {name}={value!r} is not admissible; admissible: {parameter.admissible()}")
+                raise ContractError(
+                    f"{where}: {name}={value!r} is not admissible; admissible: {parameter.admissible()}"
+                )
         if not values:
             raise ContractError(f"{where}: {name}: must support at least one value of: {parameter.admissible()}")
     complete = {}
     for name, parameter in operation.parameters.items():
         declared = supports.get(name, parameter.assumed)
         order = parameter.values
-        complete[name] = tuple(sorted(declared, key=lambda v, order=order: order.index(v) if v in order else len(order)))
+        complete[name] = tuple(
+            sorted(declared, key=lambda v, order=order: order.index(v) if v in order else len(order))
+        )
     if not any(operation.combinations(complete, tuple(operation.parameters))):
         raise ContractError(f"{where}: no combination of the supported values is one of the operation's: {complete}")
     return complete
@@ -249,7 +261,7 @@ def _check_signatures(implementation: Implementation, where: str) -> None:
             if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in {*operation.parameters, *extra}:
                 _demand(
                     parameter.default is not parameter.empty,
-                    f"{where}: {function.__name__} demands an unknown parameter {parameter.name!r}",
+                    f"{where}: {implementation.name} demands an unknown parameter {parameter.name!r}",
                     [*operation.parameters, *sorted(extra)],
                 )
         keywords: dict[str, Any] = _named(function, dict.fromkeys(operation.parameters))
@@ -262,6 +274,6 @@ def _check_signatures(implementation: Implementation, where: str) -> None:
         except TypeError as error:
             takes = f"({', '.join(arguments)}, *, {', '.join([*operation.parameters, *sorted(extra)])})"
             raise ContractError(
-                f"{where}: {function.__name__}{signature} cannot be called: {error}; it is called with the arguments "
+                f"{where}: {getattr(function, '__name__', implementation.name)}{signature} cannot be called: {error}; it is called with the arguments "
                 f"by position and the parameters it names by keyword, out of {takes}"
             ) from None

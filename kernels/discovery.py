@@ -63,9 +63,7 @@ def load_backends(spec: str) -> list[Backend]:
     except ContractError as error:
         raise ContractError(f"--backend {spec}: {error}") from error
     except Exception as error:  # whatever a stranger's module raises is a message, not our traceback
-        raise ContractError(
-            f"--backend {spec}: the module fails to import: {type(error).__name__}: {error}"
-        ) from error
+        raise ContractError(f"--backend {spec}: the module fails to import: {type(error).__name__}: {error}") from error
     names = [attribute] if attribute else ["backend", "backends"]
     found = next((getattr(module, name) for name in names if hasattr(module, name)), None)
     if found is None:
@@ -75,8 +73,8 @@ def load_backends(spec: str) -> list[Backend]:
             f"{', '.join(present) or 'none'}"
         )
     backends = [found] if isinstance(found, Backend) else found
-    if not isinstance(backends, (list, tuple)) or not all(isinstance(b, Backend) for b in backends):
+    if not isinstance(backends, (list, tuple)) or not backends or not all(isinstance(b, Backend) for b in backends):
         raise ContractError(
-            f"--backend {spec}: {type(found).__name__} is neither a Backend nor a list of Backends"
+            f"--backend {spec}: {type(found).__name__} is neither a Backend nor a list of Backends with at least one"
         )
     return list(backends)

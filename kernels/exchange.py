@@ -110,9 +110,7 @@ class TorchExchange:
 
     def dirty(self, nbytes: int, byte: int) -> None:
         """Leave freed memory of that size full of `byte`."""
-        blocks = [
-            self.torch.full((nbytes,), byte, dtype=self.torch.uint8, device=self.device) for _ in range(8)
-        ]
+        blocks = [self.torch.full((nbytes,), byte, dtype=self.torch.uint8, device=self.device) for _ in range(8)]
         del blocks
 
     def synchronize(self) -> None:
@@ -194,5 +192,3 @@ def make_exchange(arrays: str | Exchange, device: str) -> Exchange:
 def stream_of(exchange: Exchange) -> AbstractContextManager | None:
     """Return a context on another stream than the default one; None where the exchange has no streams."""
     return exchange.stream() if hasattr(exchange, "stream") else None
-
-

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
+
 from lowbit_cts.reports import render
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)

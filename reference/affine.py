@@ -26,6 +26,7 @@ from lowbit_cts.reference.choices import (
     ZeroPointOrder,
     ZeroPointRule,
     ZeroScale,
+    takes_choices,
 )
 from lowbit_cts.reference.enclosure import Enclosure, determined, gamma, power_of_two, representable, within
 from lowbit_cts.reference.formats import float_format, integer_format
@@ -80,6 +81,7 @@ def _code_sums(
         return quotient
 
 
+@takes_choices
 def quantize(
     x: np.ndarray,
     scale: np.ndarray,
@@ -139,6 +141,7 @@ def _round_to_codes(
     return np.clip(np.where(np.isnan(rounded), qmin, rounded), qmin, qmax).astype(np.int64)
 
 
+@takes_choices
 def quantize_enclosure(
     x: np.ndarray,
     scale: np.ndarray,
@@ -200,7 +203,8 @@ def quantize_enclosure(
         lost = np.isnan(x)
         if division is not Division.DIVIDE:
             lost |= ~np.isfinite(_as(intermediate, 1.0 / s)) & (x == 0)
-    return Enclosure(np.where(lost, qmin, exact), np.where(lost, qmin, lo), np.where(lost, qmax, hi))
+    fmt = integer_format(format)
+    return Enclosure(np.where(lost, qmin, exact), np.where(lost, fmt.minimum, lo), np.where(lost, fmt.maximum, hi))
 
 
 def dequantize(
@@ -240,6 +244,7 @@ def dequantize(
     return s * (codes - z)
 
 
+@takes_choices
 def dequantize_enclosure(
     codes: np.ndarray,
     scale: np.ndarray,
@@ -290,6 +295,7 @@ def fake_quantize_enclosure(x: np.ndarray, scale: np.ndarray, zero_point: np.nda
     return Enclosure(exact, np.where(lost, -np.inf, lo), np.where(lost, np.inf, hi))
 
 
+@takes_choices
 def choose_qparams_enclosure(
     x: np.ndarray,
     *,
@@ -329,13 +335,15 @@ def choose_qparams_enclosure(
     Raises
     ------
     ValueError
-        A NaN or infinity in x, a zero-size axis, an unknown mapping, shapes that do not fit the granularity.
+        A NaN or infinity in x, a range beyond float32, a zero-size axis, an unknown mapping, shapes that do not fit the granularity.
     """
     qmin, qmax = integer_format(format).codes(narrow_range)
     x = np.asarray(x, np.float64)
     if not np.all(np.isfinite(x)):
         raise ValueError("x: must be finite; the range of a NaN or an infinity is no range")
     low, high = extremes(x, granularity, axis, group_size)
+    if np.any(high - low > _FLOAT32.maximum):
+        raise ValueError("x: its range, max - min, must be at most the largest float32")
     if mapping == "symmetric":
         z = middle(qmin, qmax)
         exact, lo, hi = _symmetric_scale(low, high, qmin, qmax, z, scale_rule, division)
@@ -390,9 +398,7 @@ def _symmetric_scale(
     return _rounded_quotient(largest, divisor, exactly, division)
 
 
-def _guard(
-    exact: np.ndarray, lo: np.ndarray, hi: np.ndarray, zero_scale: ZeroScale, epsilon: float
-) -> Enclosure:
+def _guard(exact: np.ndarray, lo: np.ndarray, hi: np.ndarray, zero_scale: ZeroScale, epsilon: float) -> Enclosure:
     if zero_scale is ZeroScale.EPSILON:
         exact, lo, hi = (np.maximum(v, np.float64(np.float32(epsilon))) for v in (exact, lo, hi))
     elif zero_scale is ZeroScale.ONE:  # a subnormal scale counts as zero to some
@@ -429,8 +435,4 @@ def _zero_point(
                 slack = np.where(sure & representable(qmin - t, _FLOAT32), 0.0, slack + _U32 * np.abs(qmin - t))
             ends += [code(t), code(t - slack), code(t + slack)]
     exact = ends[0].astype(np.int64)
-    return Enclosure(
-        exact, np.minimum.reduce(ends).astype(np.int64), np.maximum.reduce(ends).astype(np.int64)
-    )
-
-
+    return Enclosure(exact, np.minimum.reduce(ends).astype(np.int64), np.maximum.reduce(ends).astype(np.int64))

@@ -8,11 +8,12 @@ References
 
 import numpy as np
 
-from lowbit_cts.reference.choices import Overflow, Rounding
+from lowbit_cts.reference.choices import Overflow, Rounding, takes_choices
 from lowbit_cts.reference.enclosure import Enclosure, determined
 from lowbit_cts.reference.formats import FLOAT8_FORMATS, decode, encode, float_format
 
 
+@takes_choices
 def cast_float8(
     x: np.ndarray,
     *,
@@ -49,6 +50,7 @@ def cast_float8(
     return encode(decode(np.asarray(x), start), end, rounding, overflow)
 
 
+@takes_choices
 def cast_float8_enclosure(
     x: np.ndarray,
     *,

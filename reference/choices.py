@@ -4,7 +4,38 @@ Every reference function takes the choices that matter to it by keyword. The con
 ``Semantics`` (``lowbit_cts.kernels.semantics``).
 """
 
+from collections.abc import Callable
 from enum import StrEnum
+from functools import wraps
+from inspect import signature
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def takes_choices(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a function's choices be given by value, too; a ValueError names those that are none.
+
+    The choices are the keyword parameters annotated with an enumeration of this module.
+    """
+    choices = {
+        name: parameter.annotation
+        for name, parameter in signature(function).parameters.items()
+        if isinstance(parameter.annotation, type) and issubclass(parameter.annotation, StrEnum)
+    }
+
+    @wraps(function)
+    def checked(*arguments: P.args, **keywords: P.kwargs) -> R:
+        for name in choices.keys() & keywords.keys():
+            try:
+                keywords[name] = choices[name](keywords[name])
+            except ValueError:
+                admissible = ", ".join(choices[name])
+                raise ValueError(f"{name}: {keywords[name]!r} is not admissible; admissible: {admissible}") from None
+        return function(*arguments, **keywords)
+
+    return checked
 
 
 class Rounding(StrEnum):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lowbit_cts.reference.choices import Overflow, Rounding
+from lowbit_cts.reference.choices import Overflow, Rounding, takes_choices
 from lowbit_cts.reference.rounding import round_to_integer
 
 
@@ -175,6 +175,7 @@ def decode(codes: np.ndarray, fmt: Format) -> np.ndarray:
     return np.where(codes >> (fmt.bits - 1) & 1, -values, values)
 
 
+@takes_choices
 def encode(
     values: np.ndarray,
     fmt: FloatFormat,

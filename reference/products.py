@@ -9,7 +9,7 @@ References
 
 import numpy as np
 
-from lowbit_cts.reference.choices import Accumulator, ZeroPointCorrection
+from lowbit_cts.reference.choices import Accumulator, ZeroPointCorrection, takes_choices
 from lowbit_cts.reference.enclosure import Enclosure, gamma, power_of_two, representable, within
 from lowbit_cts.reference.formats import float_format
 
@@ -64,6 +64,7 @@ def _column(values: np.ndarray, count: int, name: str) -> np.ndarray:
     return np.broadcast_to(values, (count,))
 
 
+@takes_choices
 def matmul_w8a8_enclosure(
     a: np.ndarray,
     a_scale: np.ndarray,

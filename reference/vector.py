@@ -8,7 +8,7 @@ References
 
 import numpy as np
 
-from lowbit_cts.reference.choices import Division, Rounding, ZeroPointOrder
+from lowbit_cts.reference.choices import Division, Rounding, ZeroPointOrder, takes_choices
 from lowbit_cts.reference.enclosure import Enclosure, gamma, power_of_two, representable
 from lowbit_cts.reference.formats import float_format, integer_format
 from lowbit_cts.reference.rounding import round_to_integer
@@ -24,6 +24,7 @@ def _scalar(value: np.ndarray, name: str) -> np.ndarray:
     return value
 
 
+@takes_choices
 def add_int8_enclosure(
     a: np.ndarray,
     a_scale: np.ndarray,
@@ -85,9 +86,11 @@ def add_int8_enclosure(
     first, second = s_a * (a - z_a), s_b * (b - z_b)
     quotient = (first + second) / s_y
     exactly = np.all([power_of_two(s) for s in scales]) & representable(quotient, _FLOAT32)
-    slack = (gamma(6, _U32) + 2 * _U32 * division_ulps * (division is Division.APPROXIMATE)) * (
-        np.abs(first) + np.abs(second)
-    ) / s_y
+    slack = (
+        (gamma(6, _U32) + 2 * _U32 * division_ulps * (division is Division.APPROXIMATE))
+        * (np.abs(first) + np.abs(second))
+        / s_y
+    )
     if zero_point_order is ZeroPointOrder.INSIDE:
         quotient = quotient + z_y
         exactly &= representable(quotient, _FLOAT32)

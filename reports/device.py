@@ -165,9 +165,7 @@ def _caches() -> dict[str, int]:
             level, kind, size = ((folder / part).read_text().strip() for part in ("level", "type", "size"))
         except OSError:
             continue
-        caches[f"L{level}{ {'Data': 'd', 'Instruction': 'i'}.get(kind, '') }"] = (
-            int(size[:-1]) * unit[size[-1]]
-        )
+        caches[f"L{level}{ {'Data': 'd', 'Instruction': 'i'}.get(kind, '') }"] = int(size[:-1]) * unit[size[-1]]
     return caches
 
 
@@ -220,6 +218,4 @@ def _handle(nvml: Any, index: int) -> Any:
     """Return NVML's handle of a CUDA device, which CUDA_VISIBLE_DEVICES may have renumbered."""
     visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     name = visible[index] if index < len(visible) else str(index)
-    return (
-        nvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else nvml.nvmlDeviceGetHandleByUUID(name)
-    )
+    return nvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else nvml.nvmlDeviceGetHandleByUUID(name)

@@ -321,9 +321,7 @@ class ModelAccuracy(Record):
     layer_weight_mse: dict[str, float]
 
 
-KINDS: dict[str, type[Record]] = {
-    cls.kind: cls for cls in (Run, Verdict, Measurement, Ceiling, ModelAccuracy)
-}
+KINDS: dict[str, type[Record]] = {cls.kind: cls for cls in (Run, Verdict, Measurement, Ceiling, ModelAccuracy)}
 
 
 @dataclass(frozen=True)
@@ -451,9 +449,7 @@ def _record(value: dict[str, Any]) -> Record:
     if cls is None:
         raise ValueError(f"evidence is of kind {kind!r}, which is none of {', '.join(KINDS)}")
     try:
-        known = {
-            field.name: _restored(field, value[field.name]) for field in fields(cls) if field.name in value
-        }
+        known = {field.name: _restored(field, value[field.name]) for field in fields(cls) if field.name in value}
         return cls(**known)
     except TypeError as error:  # a field is missing
         raise ValueError(f"{kind}: {error}") from None

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tabulate import tabulate
+
 from lowbit_cts.reports import tables
 from lowbit_cts.reports.evidence import Evidence, Record, Run, read
 from lowbit_cts.reports.tables import Table
-from tabulate import tabulate
 
 # File name to table, in the order of the report.
 TABLES: dict[str, Callable[[Iterable[Record]], Table]] = {
@@ -186,18 +187,10 @@ def preamble(report: Report) -> str:
     """Return what the report is of: its runs and what they ran on, as Markdown."""
     lines = [f"# Lowbit-CTS: {report.folder.resolve().name}", ""]
     for run in report.runs:
-        device = tables.pairs(
-            {key: value for key, value in run.device.items() if value not in (None, {}, [])}
-        )
-        packages = ", ".join(
-            f"{name} {version}" for name, version in run.environment.get("packages", {}).items()
-        )
+        device = tables.pairs({key: value for key, value in run.device.items() if value not in (None, {}, [])})
+        packages = ", ".join(f"{name} {version}" for name, version in run.environment.get("packages", {}).items())
         git = run.environment.get("git")
-        suite = (
-            f"{run.suite_version} at {git['revision'][:12]}{' (dirty)' if git['dirty'] else ''}"
-            if git
-            else ""
-        )
+        suite = f"{run.suite_version} at {git['revision'][:12]}{' (dirty)' if git['dirty'] else ''}" if git else ""
         facts = {
             "command": f"`{' '.join(run.command)}`",
             "profile": run.profile + ("" if run.seed is None else f", seed {run.seed}"),
@@ -228,9 +221,7 @@ def write(report: Report) -> list[Path]:
         ``report.md`` and one CSV per table; a table without rows has its headers, so that none is stale.
     """
     sections = [
-        (markdown_listing if name in LISTED else markdown)(table)
-        for name, table in report.tables.items()
-        if table.rows
+        (markdown_listing if name in LISTED else markdown)(table) for name, table in report.tables.items() if table.rows
     ]
     paths = [report.folder / "report.md"]
     paths[0].write_text("\n\n".join((preamble(report), *sections)) + "\n", encoding="utf-8")
@@ -247,9 +238,7 @@ def _torn(report: Report) -> str:
 
 def _grid(table: Table, style: str) -> str:
     bar = r"\|" if style == "github" else "|"  # a bar would end a Markdown cell
-    cells = [
-        [" ".join(cell.split()).replace("|", bar) for cell in row] for row in (table.headers, *table.rows)
-    ]
+    cells = [[" ".join(cell.split()).replace("|", bar) for cell in row] for row in (table.headers, *table.rows)]
     numeric = [all(_NUMERIC.match(cell) for cell in table.column(h) if cell) for h in table.headers]
     align = ["right" if is_numeric else "left" for is_numeric in numeric]
     # Numbers are formatted already: tabulate must not read them again.

@@ -173,9 +173,7 @@ def failures(records: Iterable[Record]) -> Table:
         With the message, the shrunk counterexample and the line that reproduces each.
     """
     failed = [record for record in _only(Verdict, records) if record.verdict in FAILURES]
-    failed.sort(
-        key=lambda r: (SEVERITY.index(standing(r)), r.backend, r.operation, r.implementation, r.property)
-    )
+    failed.sort(key=lambda r: (SEVERITY.index(standing(r)), r.backend, r.operation, r.implementation, r.property))
     return Table(
         "Failures",
         (
@@ -468,6 +466,4 @@ def _undeclared(group: Iterable[Verdict]) -> str:
             name, value = next(iter(record.parameters.items())) if one else ("", record.parameters)
             for item in value if isinstance(value, list) else [value]:
                 values[name][_text(item)] = None
-    return "; ".join(
-        f"{name}: {' '.join(items)}" if name else " ".join(items) for name, items in values.items()
-    )
+    return "; ".join(f"{name}: {' '.join(items)}" if name else " ".join(items) for name, items in values.items())

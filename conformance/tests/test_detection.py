@@ -61,7 +61,9 @@ def test_every_planted_fault_is_caught_with_a_readable_counterexample(tmp_path):
 
 def test_right_kernels_under_semantics_that_are_not_theirs_are_flagged(tmp_path):
     _, verdicts = smoke("mislabelled", tmp_path)
-    passed = [name for name, all_of in by_implementation(verdicts).items() if not any(v.verdict in FAILED for v in all_of)]
+    passed = [
+        name for name, all_of in by_implementation(verdicts).items() if not any(v.verdict in FAILED for v in all_of)
+    ]
     assert not passed
 
 

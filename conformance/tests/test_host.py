@@ -90,6 +90,21 @@ def test_a_flood_of_output_is_counted_and_kept_out_of_the_way(host, capfd):
     assert alive(host)
 
 
+def test_a_backend_that_loads_only_outside_the_host_is_an_answer(tmp_path, monkeypatch):
+    (tmp_path / "moody.py").write_text(
+        "import multiprocessing\nfrom lowbit_cts.kernels import Backend\nbackend = Backend('moody')\n"
+        "if multiprocessing.parent_process():\n    raise OSError('no device in a second process')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    (moody,) = load_backends("moody")
+    kernels = KernelHost("moody", moody, timeout=5.0)
+    answer = kernels.execute(call("any"))
+    kernels.close()
+    assert isinstance(answer, Lost)
+    assert "does not load in the kernel host" in answer.message
+    assert "no device in a second process" in answer.message
+
+
 def test_the_documented_limit_of_a_call_is_the_backends_where_it_is_longer():
     (backend,) = load_backends("numpy")
     backend.timeout = 30.0

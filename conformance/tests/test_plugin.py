@@ -61,7 +61,11 @@ def test_a_misdeclared_backend_is_one_usage_error(tmp_path, operation, supports,
         ("empty:kernel", "", ("has no attribute 'kernel'",)),
         ("other", "backend = 3", ("neither a Backend",)),
         ("bad", "from lowbit_cts.kernels import Semantics\nSemantics(rounding='up_a_bit')", ("half_even", "rounding")),
-        ("twice", "from lowbit_cts.kernels import Backend\nbackends=[Backend('a'), Backend('a')]", ("names must differ",)),
+        (
+            "twice",
+            "from lowbit_cts.kernels import Backend\nbackends=[Backend('a'), Backend('a')]",
+            ("names must differ",),
+        ),
     ],
 )
 def test_a_backend_that_cannot_be_loaded_is_one_usage_error(tmp_path, name, text, words):
@@ -118,12 +122,16 @@ expires = {expires}
 """
 
 
-def waived(folder: Path, property: str = "every_tie", versions: str = ">=2", expires: str = "2999-01-01", **changes: str):
+def waived(
+    folder: Path, property: str = "every_tie", versions: str = ">=2", expires: str = "2999-01-01", **changes: str
+):
     rounding = "np.copysign(np.floor(np.abs(x / scale) + np.float32(0.5)), x)"
     text = BACKEND.format(operation="quantize_affine", supports={}).replace("np.rint(x / scale)", rounding)
     (folder / "acme.py").write_text(text)
     (folder / "waivers.toml").write_text(WAIVER.format(property=property, versions=versions, expires=expires))
-    return run(folder, "--backend", "acme", "--waivers", "waivers.toml", "-k", "test_every_tie or test_saturation", "-rx")
+    return run(
+        folder, "--backend", "acme", "--waivers", "waivers.toml", "-k", "test_every_tie or test_saturation", "-rx"
+    )
 
 
 def test_a_waiver_excuses_what_it_names_and_shows_it(tmp_path):

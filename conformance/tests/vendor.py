@@ -8,7 +8,15 @@ from dataclasses import replace
 import numpy as np
 
 from lowbit_cts.kernels import (
-    Accumulator, Backend, Contraction, Division, Overflow, Precision, Rounding, Semantics, ZeroPointOrder,
+    Accumulator,
+    Backend,
+    Contraction,
+    Division,
+    Overflow,
+    Precision,
+    Rounding,
+    Semantics,
+    ZeroPointOrder,
 )  # fmt: skip
 
 right = Backend("right", version="1.0")

@@ -45,7 +45,7 @@ def _spread(values: np.ndarray, granularity: str, axis: int | None, group_size: 
 
 
 @backend.implements("choose_qparams_affine", supports={**_EVERYWHERE, **_NARROW, "input_format": _FLOATS})
-def choose_qparams(x, *, format, input_format, granularity, axis, group_size, mapping, narrow_range):  # noqa: ANN201
+def choose_qparams(x, *, format, input_format, granularity, axis, group_size, mapping, narrow_range):
     """Return min-max scales and zero points."""
     qmin, qmax = integer_format(format).codes(narrow_range)
     x = _float32(x, input_format)
@@ -65,7 +65,7 @@ def choose_qparams(x, *, format, input_format, granularity, axis, group_size, ma
 
 
 @backend.implements("quantize_affine", supports={**_EVERYWHERE, **_NARROW, "input_format": _FLOATS})
-def quantize(x, scale, zero_point, *, format, input_format, granularity, axis, group_size, narrow_range):  # noqa: ANN201
+def quantize(x, scale, zero_point, *, format, input_format, granularity, axis, group_size, narrow_range):
     """Return saturate(round(x / scale) + zero_point)."""
     fmt = integer_format(format)
     qmin, qmax = fmt.codes(narrow_range)
@@ -76,7 +76,7 @@ def quantize(x, scale, zero_point, *, format, input_format, granularity, axis, g
 
 
 @backend.implements("dequantize_affine", supports={**_EVERYWHERE, "output_format": _FLOATS})
-def dequantize(codes, scale, zero_point, *, output_format, granularity, axis, group_size):  # noqa: ANN201
+def dequantize(codes, scale, zero_point, *, output_format, granularity, axis, group_size):
     """Return scale * (codes - zero_point)."""
     place = granularity, axis, group_size
     shifted = (codes.astype(np.int32) - _spread(zero_point, *place)).astype(np.float32)
@@ -84,29 +84,27 @@ def dequantize(codes, scale, zero_point, *, output_format, granularity, axis, gr
 
 
 @backend.implements("fake_quantize_affine", supports={**_EVERYWHERE, **_NARROW})
-def fake_quantize(x, scale, zero_point, *, format, granularity, axis, group_size, narrow_range):  # noqa: ANN201
+def fake_quantize(x, scale, zero_point, *, format, granularity, axis, group_size, narrow_range):
     """Return dequantize(quantize(x))."""
     place = {"granularity": granularity, "axis": axis, "group_size": group_size}
-    codes = quantize(
-        x, scale, zero_point, format=format, input_format="float32", narrow_range=narrow_range, **place
-    )
+    codes = quantize(x, scale, zero_point, format=format, input_format="float32", narrow_range=narrow_range, **place)
     return dequantize(codes, scale, zero_point, output_format="float32", **place)
 
 
 @backend.implements("matmul_int8", supports={"a_format": ("int8", "uint8")})
-def matmul_int8(a, b):  # noqa: ANN201
+def matmul_int8(a, b):
     """Return the int32 product."""
     return a.astype(np.int32) @ b.astype(np.int32)
 
 
-def _linear(a, a_scale, a_zero_point, bias, *, prepared, output_format):  # noqa: ANN001, ANN202
+def _linear(a, a_scale, a_zero_point, bias, *, prepared, output_format):
     weights, b_scale = prepared
     shifted = a.astype(np.int32) - np.reshape(a_zero_point, (-1, 1))
     y = (shifted @ weights).astype(np.float32) * np.reshape(a_scale, (-1, 1)) * b_scale
     return _output(y if bias is None else y + bias, output_format)
 
 
-def _prepare_linear(b, b_scale):  # noqa: ANN001, ANN202
+def _prepare_linear(b, b_scale):
     return b.astype(np.int32), b_scale
 
 
@@ -126,7 +124,7 @@ backend.implements(
 
 
 @backend.implements("add_int8", supports={"format": ("int8", "uint8")})
-def add_int8(a, a_scale, a_zero_point, b, b_scale, b_zero_point, y_scale, y_zero_point, *, format):  # noqa: ANN201
+def add_int8(a, a_scale, a_zero_point, b, b_scale, b_zero_point, y_scale, y_zero_point, *, format):
     """Return the quantized sum of two quantized vectors."""
     fmt = integer_format(format)
     total = a_scale * (a - a_zero_point).astype(np.float32) + b_scale * (b - b_zero_point).astype(np.float32)
@@ -136,7 +134,7 @@ def add_int8(a, a_scale, a_zero_point, b, b_scale, b_zero_point, y_scale, y_zero
 def _register_casts() -> None:
     for overflow in (Overflow.SATURATE, Overflow.INFINITY_OR_NAN):
 
-        def encode(x, *, source, target, overflow=overflow):  # noqa: ANN001, ANN202
+        def encode(x, *, source, target, overflow=overflow):
             return float8.encode(_float32(x, source), target, saturate=overflow is Overflow.SATURATE)
 
         backend.implements(
@@ -146,7 +144,7 @@ def _register_casts() -> None:
             supports={"source": _FLOATS, "target": FLOAT8_FORMATS},
         )(encode)
 
-    def decode(x, *, source, target):  # noqa: ANN001, ANN202
+    def decode(x, *, source, target):
         return _output(float8.decode(x, source), target)
 
     backend.implements("cast_float8", name="decode", supports={"source": FLOAT8_FORMATS, "target": _FLOATS})(decode)

@@ -31,7 +31,10 @@ def decode(codes: np.ndarray, source: str) -> np.ndarray:
     exponent_bits, mantissa_bits, _, _ = _LAYOUT[source]
     bias = (1 << (exponent_bits - 1)) - 1
     everything = np.arange(256)
-    exponent, mantissa = (everything >> mantissa_bits) & ((1 << exponent_bits) - 1), everything & ((1 << mantissa_bits) - 1)
+    exponent, mantissa = (
+        (everything >> mantissa_bits) & ((1 << exponent_bits) - 1),
+        everything & ((1 << mantissa_bits) - 1),
+    )
     fraction = mantissa / (1 << mantissa_bits)
     size = np.where(exponent > 0, (1 + fraction) * 2.0 ** (exponent - bias), fraction * 2.0 ** (1 - bias))
     if source == "float8_e5m2":

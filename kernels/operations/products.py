@@ -82,8 +82,12 @@ matmul_w8a8 = register(
         results=(Argument("y", lambda p: p["output_format"], lambda p: ("M", "N"), "outputs"),),
         parameters={
             "a_format": _A_FORMAT,
-            "activation_granularity": Parameter(("tensor", "token"), "one activation scale, or one a row", assumed=("token",)),
-            "weight_granularity": Parameter(("tensor", "channel"), "one weight scale, or one a column", assumed=("channel",)),
+            "activation_granularity": Parameter(
+                ("tensor", "token"), "one activation scale, or one a row", assumed=("token",)
+            ),
+            "weight_granularity": Parameter(
+                ("tensor", "channel"), "one weight scale, or one a column", assumed=("channel",)
+            ),
             "mapping": Parameter(
                 ("symmetric", "asymmetric"), "symmetric: a_zero_point is 0 (uint8: 128)", assumed=("asymmetric",)
             ),

@@ -31,7 +31,9 @@ add_int8 = register(
         source="TensorFlow Lite 8-bit quantization specification, ADD",
         arguments=(*_operand("a"), *_operand("b"), *_operand("y")[1:]),
         results=(Argument("y", _format, lambda p: ("N",), "codes"),),
-        parameters={"format": Parameter(("int8", "uint8"), "the format of both inputs and the output", assumed=("int8",))},
+        parameters={
+            "format": Parameter(("int8", "uint8"), "the format of both inputs and the output", assumed=("int8",))
+        },
         semantics=("rounding", "zero_point_order", "division", "division_ulps"),
         evaluate=_add_int8,
         independent=lambda p: ("N",),

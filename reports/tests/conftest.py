@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+
 from lowbit_cts.reports.evidence import Ceiling, Measurement, ModelAccuracy, Run, Verdict
 
 COMMON: dict[str, Any] = {"run": "r1", "time": "2025-01-01T00:00:00.000000+00:00"}

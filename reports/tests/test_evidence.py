@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from lowbit_cts.reports import evidence
 from lowbit_cts.reports.evidence import Ceiling, Measurement, ModelAccuracy, Run, Verdict, append, read
 
 TIME = "2025-01-01T00:00:00.000000+00:00"
-RUN = Run(
-    run="r", time=TIME, suite_version="0.1", command=["pytest"], profile="smoke", device={}, environment={}
-)
+RUN = Run(run="r", time=TIME, suite_version="0.1", command=["pytest"], profile="smoke", device={}, environment={})
 VERDICT = Verdict(
     run="r",
     time=TIME,
@@ -144,9 +143,7 @@ def test_what_json_cannot_say_is_an_error_not_a_repr():
         replace(VERDICT, parameters={"x": object()}).to_json()
 
 
-@pytest.mark.parametrize(
-    ("record", "change"), [(VERDICT, {"verdict": "passed"}), (MEASUREMENT, {"cache": "warm"})]
-)
+@pytest.mark.parametrize(("record", "change"), [(VERDICT, {"verdict": "passed"}), (MEASUREMENT, {"cache": "warm"})])
 def test_words_outside_the_vocabulary_are_refused(record, change):
     with pytest.raises(ValueError, match="none of"):
         replace(record, **change)

@@ -4,17 +4,18 @@ import sys
 from dataclasses import replace
 
 import pytest
+from typer.testing import CliRunner
+
 from lowbit_cts.__main__ import app
 from lowbit_cts.reports import render
 from lowbit_cts.reports.evidence import append
 from lowbit_cts.reports.tables import Table
-from typer.testing import CliRunner
 
 LATER = {"run": "r2", "time": "2025-01-02T00:00:00.000000+00:00"}
 
 
 @pytest.fixture
-def results(tmp_path, run, verdict, measurement, ceiling, model):  # noqa: PLR0917
+def results(tmp_path, run, verdict, measurement, ceiling, model):
     violation = replace(
         verdict,
         property="guard bands",
@@ -52,9 +53,7 @@ def test_device_folders(results, tmp_path):
 
 
 def test_captioned_drops_what_does_not_vary():
-    table = Table(
-        "t", ("same", "empty", "varies", "verdict"), (("a", "", "1", "exact"), ("a", "", "2", "exact"))
-    )
+    table = Table("t", ("same", "empty", "varies", "verdict"), (("a", "", "1", "exact"), ("a", "", "2", "exact")))
     assert render.captioned(table).headers == ("varies", "verdict")
     assert render.captioned(table).note == "In every row: same: a."
     one = Table("t", ("same", "empty"), (("a", ""),))

@@ -3,6 +3,7 @@ import math
 from dataclasses import replace
 
 import pytest
+
 from lowbit_cts.reports import tables
 from lowbit_cts.reports.evidence import VERDICTS
 
@@ -100,9 +101,7 @@ def test_what_is_declared_out_is_compact(verdict):
 
 
 def test_failures_lists_failures_alone_and_the_waived_last(verdict):
-    records = [
-        replace(verdict, verdict=word, message=word, reproduce=f"pytest -k {word}") for word in VERDICTS
-    ]
+    records = [replace(verdict, verdict=word, message=word, reproduce=f"pytest -k {word}") for word in VERDICTS]
     records.insert(0, replace(verdict, verdict="violation", waiver="acme-17"))
     table = tables.failures(records)
     assert table.column("verdict") == ("violation", "crashed", "hung", "waived violation")
@@ -145,9 +144,7 @@ def test_equals_share_the_optimum_and_infinite_sqnr_wins(measurement):
 
 
 def test_rates_and_shares(measurement):
-    row = replace(
-        measurement, ceiling_share=0.756, bits_per_weight=4.25, speedup=3.1, mismatches=0, energy_j=2e-3
-    )
+    row = replace(measurement, ceiling_share=0.756, bits_per_weight=4.25, speedup=3.1, mismatches=0, energy_j=2e-3)
     table = tables.accuracy_versus_speed([row])
     expected = {
         "Pareto": "*",
