@@ -5,6 +5,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from lowbit_cts.kernels import OPERATIONS, Operation
 from lowbit_cts.reports import render
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
@@ -33,6 +34,33 @@ def report(
     for rendered in reports:
         typer.echo(render.terminal_report(rendered))
         typer.echo("\nWritten:\n" + "\n".join(f"    {path}" for path in render.write(rendered)) + "\n")
+
+
+@app.command()
+def operations(
+    name: Annotated[str | None, typer.Argument(help="One operation; all in brief when left out.")] = None,
+) -> None:
+    """Print the operations: arguments by position, parameters with their values, the semantics that matter."""
+    if name is None:
+        for operation in OPERATIONS.values():
+            typer.echo(f"{operation.name:24}{operation.summary}")
+        return
+    if name not in OPERATIONS:
+        _fail(f"unknown operation {name!r}; admissible: {', '.join(OPERATIONS)}")
+    typer.echo(contract(OPERATIONS[name]))
+
+
+def contract(operation: Operation) -> str:
+    """Return an operation's contract as text."""
+    lines = [f"{operation.name}: {operation.summary}", f"defined by: {operation.source}", "", "arguments, by position:"]
+    lines += [f"    {a.name:24}{a.doc}{' (to `prepare`)' if a.name in operation.constant else ''}" for a in operation.arguments]
+    lines += ["results:", *(f"    {r.name:24}{r.doc}" for r in operation.results), "parameters, by keyword:"]
+    for name, parameter in operation.parameters.items():
+        lines.append(f"    {name:24}{parameter.doc}")
+        lines.append(f"    {'':24}admissible: {parameter.admissible()}")
+        lines.append(f"    {'':24}assumed when not declared: {', '.join(map(str, parameter.assumed))}")
+    lines.append(f"semantics that matter: {', '.join(operation.semantics) or 'none'}")
+    return "\n".join(lines)
 
 
 def _fail(message: str) -> NoReturn:

@@ -55,10 +55,10 @@ def _independent_sets(parameters: Parameters) -> tuple[str, ...]:
     return {"tensor": (), "group": ("M",)}[parameters["granularity"]]
 
 
-_X = Argument("x", lambda p: p["input_format"], _matrix, "matrix to quantize")
-_CODES = Argument("codes", lambda p: p["format"], _matrix, "codes, one an element")
-_SCALE = Argument("scale", lambda p: "float32", _scales, "positive scales, shape by granularity")
-_ZERO_POINT = Argument("zero_point", lambda p: "int32", _scales, "zero points, the shape of scale")
+_X = Argument("x", lambda p: p["input_format"], _matrix, "matrix to quantize, (M, K)")
+_CODES = Argument("codes", lambda p: p["format"], _matrix, "codes, one an element, (M, K): int8 or uint8 whatever their bits")
+_SCALE = Argument("scale", lambda p: "float32", _scales, "float32: () a tensor, (M,) or (K,) an axis, (M, K / group_size) a group")
+_ZERO_POINT = Argument("zero_point", lambda p: "int32", _scales, "int32, the shape of scale")
 
 
 def _place(case: Case) -> dict[str, Any]:
@@ -171,7 +171,7 @@ dequantize_affine = register(
         summary="numbers of codes: scale * (codes - zero_point)",
         source="ONNX DequantizeLinear, opset 25; Jacob et al., arXiv:1712.05877, eq. (1)",
         arguments=(_CODES, _SCALE, _ZERO_POINT),
-        results=(Argument("y", lambda p: p["output_format"], _matrix, "numbers"),),
+        results=(Argument("y", lambda p: p["output_format"], _matrix, "numbers, (M, K)"),),
         parameters={
             "format": _FORMAT,
             "output_format": Parameter(("float32", "float16", "bfloat16"), "the format of y", assumed=("float32",)),

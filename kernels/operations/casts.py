@@ -25,8 +25,8 @@ cast_float8 = register(
         name="cast_float8",
         summary="cast from a wider float to float8, or back",
         source="OCP 8-bit Floating Point Specification v1.0; ONNX Cast, table of float8 conversions",
-        arguments=(Argument("x", lambda p: p["source"], lambda p: ("N",), "numbers or codes"),),
-        results=(Argument("y", lambda p: p["target"], lambda p: ("N",), "codes or numbers"),),
+        arguments=(Argument("x", lambda p: p["source"], lambda p: ("N",), "numbers or codes, (N,)"),),
+        results=(Argument("y", lambda p: p["target"], lambda p: ("N",), "codes or numbers, (N,)"),),
         parameters={
             "source": Parameter(_FLOATS, "the format of x", assumed=("float32",)),
             "target": Parameter(

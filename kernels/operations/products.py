@@ -34,7 +34,7 @@ def _matmul_w8a8(case: Case, semantics: Semantics) -> dict[str, Enclosure]:
 
 
 _A_FORMAT = Parameter(("int8", "uint8"), "the format of a", assumed=("int8",))
-_B = Argument("b", lambda p: "int8", lambda p: ("K", "N"), "weight codes, row k holding input k of every output")
+_B = Argument("b", lambda p: "int8", lambda p: ("K", "N"), "int8 weight codes, (K, N)")
 
 matmul_int8 = register(
     Operation(
@@ -42,10 +42,10 @@ matmul_int8 = register(
         summary="the exact int32 product of int8 (or uint8) and int8 matrices",
         source="ONNX MatMulInteger, opset 10",
         arguments=(
-            Argument("a", lambda p: p["a_format"], lambda p: ("M", "K"), "codes"),
-            Argument("b", lambda p: "int8", lambda p: ("K", "N"), "codes"),
+            Argument("a", lambda p: p["a_format"], lambda p: ("M", "K"), "codes, (M, K)"),
+            Argument("b", lambda p: "int8", lambda p: ("K", "N"), "codes, (K, N)"),
         ),
-        results=(Argument("y", lambda p: "int32", lambda p: ("M", "N"), "sums"),),
+        results=(Argument("y", lambda p: "int32", lambda p: ("M", "N"), "int32 sums, (M, N)"),),
         parameters={"a_format": _A_FORMAT},
         semantics=(),
         evaluate=_matmul_int8,
@@ -67,19 +67,19 @@ matmul_w8a8 = register(
         summary="linear layer on 8-bit codes: a_scale b_scale (a - a_zero_point) @ b + bias",
         source="Jacob et al., arXiv:1712.05877, eq. (7); vLLM scaled_mm epilogues",
         arguments=(
-            Argument("a", lambda p: p["a_format"], lambda p: ("M", "K"), "activation codes"),
-            Argument("a_scale", lambda p: "float32", _per_token, "activation scales"),
-            Argument("a_zero_point", lambda p: "int32", _per_token, "activation zero points; 0 where symmetric"),
+            Argument("a", lambda p: p["a_format"], lambda p: ("M", "K"), "activation codes, (M, K)"),
+            Argument("a_scale", lambda p: "float32", _per_token, "float32: () a tensor, (M,) a token"),
+            Argument("a_zero_point", lambda p: "int32", _per_token, "int32, the shape of a_scale"),
             _B,
             Argument(
                 "b_scale",
                 lambda p: "float32",
                 lambda p: ("N",) if p["weight_granularity"] == "channel" else (),
-                "weight scales",
+                "float32: () a tensor, (N,) a channel",
             ),
-            Argument("bias", lambda p: "float32", lambda p: ("N",), "bias or None", present=lambda p: p["has_bias"]),
+            Argument("bias", lambda p: "float32", lambda p: ("N",), "float32, (N,), or None", present=lambda p: p["has_bias"]),
         ),
-        results=(Argument("y", lambda p: p["output_format"], lambda p: ("M", "N"), "outputs"),),
+        results=(Argument("y", lambda p: p["output_format"], lambda p: ("M", "N"), "outputs, (M, N)"),),
         parameters={
             "a_format": _A_FORMAT,
             "activation_granularity": Parameter(

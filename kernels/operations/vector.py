@@ -12,9 +12,9 @@ def _format(parameters: Parameters) -> str:
 
 def _operand(name: str) -> tuple[Argument, ...]:
     return (
-        Argument(name, _format, lambda p: ("N",), "codes"),
-        Argument(f"{name}_scale", lambda p: "float32", lambda p: (), "positive scale"),
-        Argument(f"{name}_zero_point", lambda p: "int32", lambda p: (), "zero point"),
+        Argument(name, _format, lambda p: ("N",), "codes, (N,)"),
+        Argument(f"{name}_scale", lambda p: "float32", lambda p: (), "float32, ()"),
+        Argument(f"{name}_zero_point", lambda p: "int32", lambda p: (), "int32, ()"),
     )
 
 
@@ -30,7 +30,7 @@ add_int8 = register(
         summary="sum of two quantized vectors, quantized: each with its own scale and zero point",
         source="TensorFlow Lite 8-bit quantization specification, ADD",
         arguments=(*_operand("a"), *_operand("b"), *_operand("y")[1:]),
-        results=(Argument("y", _format, lambda p: ("N",), "codes"),),
+        results=(Argument("y", _format, lambda p: ("N",), "codes, (N,)"),),
         parameters={
             "format": Parameter(("int8", "uint8"), "the format of both inputs and the output", assumed=("int8",))
         },
