@@ -1,0 +1,1 @@
+"""Benchmarks: implementations measured against roofline and baseline, and the accuracy they keep."""

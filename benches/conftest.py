@@ -1,6 +1,6 @@
 """What every bench module shares: the backends under test, the device's ceilings, the evidence of the run."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ class Recorder:
             )  # fmt: skip
         return path
 
-    def record(self, kind: type[evidence.Record], of: Backend, **fields: Any) -> None:
+    def record(self, kind: Callable[..., evidence.Record], of: Backend, **fields: Any) -> None:
         """Append a record."""
         path = self.file(of)
         slug = self.devices[of.device]["slug"]
@@ -73,11 +73,11 @@ _RECORDER: pytest.StashKey[Recorder] = pytest.StashKey()
 
 
 @pytest.fixture(scope="session")
-def recorder(request: pytest.FixtureRequest) -> Iterator[Recorder]:
+def recorder(request: pytest.FixtureRequest) -> Recorder:
     """The evidence of this run."""
     found = Recorder(request.config)
     request.config.stash[_RECORDER] = found
-    yield found
+    return found
 
 
 def backends(config: pytest.Config) -> list[Backend]:

@@ -2,7 +2,8 @@
 
 import contextlib
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
+from operator import matmul
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,9 @@ Call = Callable[[], Any]
 #: The float32 product that quantized ones are compared with, and what the byte ratio promises for it.
 BASELINE = "float32 matmul"
 
+#: A median known no better than this (half-width of its interval over it) is marked in the table.
+_UNSETTLED = 0.1
+
 #: Copies of a call's buffers are limited to so many (short calls) and bytes (large ones).
 _MOST_COPIES, _MOST_BYTES = 512, 2 << 30
 
@@ -29,7 +33,7 @@ _MOST_COPIES, _MOST_BYTES = 512, 2 << 30
 def bound_calls(implementation: Implementation, case: Case, copies: int) -> list[Call]:
     """Return the kernel's call over as many copies of the inputs (and of given outputs)."""
     exchange = implementation.backend.exchange()
-    calls = []
+    calls: list[Call] = []
     for _ in range(copies):
         arrays = {
             argument.name: _moved(exchange, case.arrays[argument.name], argument.format(case.parameters))
@@ -65,13 +69,13 @@ def baseline_calls(implementation: Implementation, case: Case, copies: int) -> l
         return []
     exchange = implementation.backend.exchange()
     rng = np.random.default_rng(0)
-    calls = []
+    calls: list[Call] = []
     for _ in range(copies):
         a, b = (
             exchange.from_numpy(rng.standard_normal(shape, np.float32), "float32")
             for shape in ((sizes["M"], sizes["K"]), (sizes["K"], sizes["N"]))
         )
-        calls.append(lambda a=a, b=b: a @ b)
+        calls.append(partial(matmul, a, b))
     return calls
 
 
@@ -207,6 +211,7 @@ def row(
         "speedup": baseline.median_s / found.median_s if baseline else None,
         "ideal_speedup": 32 / bits_per_weight(case) if baseline else None,
         "sm_mhz": found.sm_mhz,
+        "notes": None if found.relative_half_width <= _UNSETTLED else "unsettled: the machine was busy",
         **facts,
     }
 

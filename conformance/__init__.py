@@ -1,0 +1,1 @@
+"""Conformance: properties of implementations, examined in a kernel host and recorded as verdicts."""

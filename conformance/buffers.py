@@ -56,8 +56,14 @@ class Buffer:
         return np.ndarray(self.shape, self.flat.dtype, self.flat, self.offset * self.flat.itemsize, steps)
 
     def fill(self, values: np.ndarray) -> None:
-        """Write the argument's values."""
-        self.view[...] = values
+        """Write the argument's values; of a longer axis, as often as they fit (contiguous layouts only)."""
+        longer = [axis for axis, (n, m) in enumerate(zip(values.shape, self.shape, strict=True)) if n != m]
+        if not longer:
+            self.view[...] = values
+            return
+        (axis,) = longer
+        before, after = self.shape[:axis], self.shape[axis + 1 :]
+        self.view.reshape(*before, -1, values.shape[axis], *after)[...] = np.expand_dims(values, axis)
 
     def snapshot(self) -> None:
         """Remember the buffer as it is."""

@@ -105,8 +105,7 @@ class Trial:
     def permuted(self) -> Case:
         """Return the case with the elements of its first argument in another order."""
         name = self.case.operation.arguments[0].name
-        array = self.case.arrays[name]
-        assert array is not None
+        array = self.case.array(name)
         return self.replaced(name, np.roll(array.ravel()[::-1], 1).reshape(array.shape))
 
     def largest(self) -> int:
@@ -172,6 +171,7 @@ class Examination:
         variants: Iterable[str] | None = None,
         fixed: Mapping[str, Any] | None = None,
         share: float = 1.0,
+        examples: int | None = None,
     ) -> None:
         """Check a property on drawn cases of every declared variant; raise the smallest Violation found.
 
@@ -187,11 +187,13 @@ class Examination:
             Parameters held at a value.
         share : float
             Of the profile's number of examples.
+        examples : int
+            For each variant, whatever the profile says.
         """
         operation = self.implementation.operation
         names = tuple(operation.variants if variants is None else variants)
         combinations = list(operation.combinations(self.implementation.supports, names))
-        each = max(self.profile.least, round(self.profile.examples * share / len(combinations)))
+        each = examples or max(self.profile.least, round(self.profile.examples * share / len(combinations)))
         for variant in combinations:
             self._search(check, {**variant, **(fixed or {})}, regime, sizes, each)
 
@@ -228,8 +230,8 @@ class Examination:
         except Violation as violation:
             raise self._reduced(violation, check) from None
         except Flaky:
-            violation = smallest[-1]
-            raise Violation(f"{violation} (not on every run)", violation.case, violation.verdict) from None
+            last = smallest[-1]
+            raise Violation(f"{last} (not on every run)", last.case, last.verdict) from None
 
     def _reduced(self, violation: Violation, check: Callable[[Trial], None]) -> Violation:
         """Return the violation on the failing element alone, if cutting the independent axes to it still fails."""

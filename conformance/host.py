@@ -143,7 +143,7 @@ class _CheckedProcess(SpawnProcess):
             before = {name: os.environ.get(name) for name in MALLOC_CHECKS}
             os.environ.update(MALLOC_CHECKS)
             try:
-                return SpawnProcess._Popen(process_obj)  # type: ignore[attr-defined]
+                return SpawnProcess._Popen(process_obj)
             finally:
                 for name, value in before.items():
                     if value is None:
@@ -153,7 +153,7 @@ class _CheckedProcess(SpawnProcess):
 
 
 class _CheckedContext(SpawnContext):
-    Process = _CheckedProcess  # type: ignore[assignment]
+    Process = _CheckedProcess
 
 
 def _has_malloc_debug() -> bool:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Generator, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -18,6 +18,10 @@ from lowbit_cts.conformance.profiles import PROFILES, Profile
 from lowbit_cts.kernels import OPERATIONS, Backend, ContractError, Implementation
 from lowbit_cts.kernels.discovery import default_backends, load_backends
 from lowbit_cts.reports import device, evidence
+
+if TYPE_CHECKING:  # imported on first use, so that a run without examinations does not pay for them
+    from lowbit_cts.conformance.examination import Examination
+    from lowbit_cts.conformance.host import KernelHost
 
 #: Properties in which an implementation may lose its process before the rest are given up.
 _LOST_PROPERTIES = 3
@@ -62,7 +66,7 @@ class Suite:
         self.seed: int | None = config.getoption("--seed")
         worker = getattr(config, "workerinput", None)
         self.run: str = worker["lowbit_cts_run"] if worker else evidence.new_run()
-        self.hosts: dict[int, Any] = {}
+        self.hosts: dict[int, KernelHost] = {}
         self.lost: Counter[str] = Counter()
         self.used_waivers: set[str] = set()
         self._backends: list[tuple[str, Backend]] | None = None
@@ -90,7 +94,7 @@ class Suite:
             self._waivers = [waiver for file in files for waiver in waivers.load(file)]
         return self._waivers
 
-    def host(self, backend: Backend) -> Any:
+    def host(self, backend: Backend) -> "KernelHost":
         """Return the backend's kernel host, started on first use."""
         from lowbit_cts.conformance.host import KernelHost
 
@@ -221,7 +225,7 @@ def _verdict(
 
 
 @pytest.fixture
-def examination(request: pytest.FixtureRequest) -> Any:
+def examination(request: pytest.FixtureRequest) -> "Examination":
     """The examination of one property of one implementation."""
     from lowbit_cts.conformance.examination import Examination
 
@@ -233,14 +237,14 @@ def examination(request: pytest.FixtureRequest) -> Any:
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]:
     """Turn the outcome of an examination into a verdict, evidence and a message."""
-    examination = pyfuncitem.funcargs.get("examination")
+    examination = cast("Examination | None", pyfuncitem.funcargs.get("examination"))
     if examination is None:
         return (yield)
     from lowbit_cts.conformance.checks import Violation, source
     from lowbit_cts.conformance.examination import Refused, failure_text
 
     suite = pyfuncitem.config.stash[_SUITE]
-    implementation: Implementation = examination.implementation
+    implementation = examination.implementation
     property_name = pyfuncitem.originalname.removeprefix("test_")
     violation: Violation | None = None
     refusal: Refused | None = None
@@ -294,7 +298,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]
 def _reproduce(item: pytest.Function, suite: Suite) -> str:
     module = item.module.__name__.rpartition(".")[2]
     parts = ["pytest", "--pyargs", f"lowbit_cts.conformance.{module}::{item.name}"]
-    implementation: Implementation = item.funcargs["examination"].implementation
+    implementation = cast("Examination", item.funcargs["examination"]).implementation
     spec = next(spec for spec, backend in suite.backends if backend is implementation.backend)
     parts += ["--backend", spec, "--profile", suite.profile.name]
     parts += ["--seed", str(suite.seed)] if suite.seed is not None else []
@@ -306,7 +310,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.when == "call":
         for key, value in report.user_properties:
             if key.startswith("lowbit_cts_"):
-                _counts[key, value] += 1
+                _counts[key, str(value)] += 1
 
 
 _counts: Counter[tuple[str, str]] = Counter()

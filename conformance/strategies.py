@@ -105,8 +105,8 @@ def _quantize(draw: Draw, operation: Operation, chosen: dict, regime: str, sizes
     rng = np.random.default_rng(seed)
     scale, zero, fmt = _affine_arguments(rng, chosen, shape, regime)
     place = {name: chosen[name] for name in ("granularity", "axis", "group_size")}
-    beside = [spread(np.asarray(v, np.float64), shape, **place) for v in (scale, zero)]
-    x = fills.float_codes(fills.QUANTIZE[family](rng, *beside, fmt), chosen["input_format"])
+    s, z = (spread(np.asarray(v, np.float64), shape, **place) for v in (scale, zero))
+    x = fills.float_codes(fills.QUANTIZE[family](rng, s, z, fmt), chosen["input_format"])
     return Case(operation, chosen, {"x": x, "scale": scale, "zero_point": zero}, {"fill": family, "seed": seed})
 
 
@@ -123,10 +123,7 @@ def _choose_qparams(draw: Draw, operation: Operation, chosen: dict, regime: str,
     shape = _matrix_shape(draw, chosen, sizes)
     family, seed = _family(draw, ("exact",) if regime == "exact" else tuple(fills.OBSERVED)), draw(_SEEDS)
     rng = np.random.default_rng(seed)
-    if regime == "exact":
-        x = _exact_ranges(rng, chosen, shape)
-    else:
-        x = fills.observed(rng, shape, family)
+    x = _exact_ranges(rng, chosen, shape) if regime == "exact" else fills.observed(rng, shape, family)
     codes = fills.float_codes(x, chosen["input_format"])
     return Case(operation, chosen, {"x": codes}, {"fill": family, "seed": seed})
 

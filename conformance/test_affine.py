@@ -81,7 +81,7 @@ def test_zero_point_inside_or_outside_the_rounding(examination: Examination) -> 
 
 @pytest.mark.operation(*_QUANTIZERS)
 def test_divided_or_multiplied_by_the_reciprocal(examination: Examination) -> None:
-    """On the half-point grid with scale 0.1 the quotient and the product by the reciprocal differ in 18 of 254 codes."""
+    """On the half-point grid with scale 0.1 the quotient and the product by 1 / scale differ in 18 of 254 codes."""
     _each(examination, lambda fmt, zero: np.arange(fmt.minimum, fmt.maximum) + 0.5 - zero, (0.1, 0.7, 1e-3))
 
 
@@ -165,7 +165,7 @@ _DEGENERATE = {
 
 @pytest.mark.operation("choose_qparams_affine")
 def test_degenerate_ranges(examination: Examination) -> None:
-    """All-zero, one-signed and constant inputs get the declared scale and zero point; never a NaN or a zero too many."""
+    """All-zero, one-signed and constant inputs get the declared scale and zero point; no NaN, no zero too many."""
     for parameters in _variants(examination.implementation):
         for name, x in _DEGENERATE.items():
             codes = float_codes(x, parameters["input_format"])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import strategies as st
 
 from lowbit_cts.conformance.buffers import LAYOUTS
-from lowbit_cts.conformance.checks import Violation
+from lowbit_cts.conformance.checks import Violation, observed
 from lowbit_cts.conformance.examination import Examination, Refused, Trial
 from lowbit_cts.conformance.strategies import wrong_type
 from lowbit_cts.kernels import Implementation
@@ -197,13 +197,13 @@ def test_wrong_shape(examination: Examination) -> None:
         if not choices:
             return
         name, axis = trial.draw(st.sampled_from(choices))
-        array = case.arrays[name]
+        array = case.array(name)
         short = trial.replaced(name, np.delete(array, -1, axis=axis))
         reply = trial.call(short, lenient=True, expect_results=False)
         trial.examination.tally.count(short, 1, 0.0, True)
         if not reply.raised:
             raise Violation(
-                f"accepted {name} of shape {short.arrays[name].shape}, where {array.shape} belongs to the other "
+                f"accepted {name} of shape {short.array(name).shape}, where {array.shape} belongs to the other "
                 "arguments: must raise",
                 short,
             )
@@ -224,12 +224,12 @@ def test_undivided_group(examination: Examination) -> None:
         if case.parameters["granularity"] != "group" or case.parameters["group_size"] < 2:
             return
         first = case.operation.arguments[0].name
-        short = trial.replaced(first, case.arrays[first][:, :-1])
+        short = trial.replaced(first, case.array(first)[:, :-1])
         reply = trial.call(short, lenient=True, expect_results=False)
         trial.examination.tally.count(short, 1, 0.0, True)
         if not reply.raised:
             raise Violation(
-                f"accepted group_size={case.parameters['group_size']} for {short.arrays[first].shape[1]} columns: "
+                f"accepted group_size={case.parameters['group_size']} for {short.array(first).shape[1]} columns: "
                 "must raise",
                 short,
             )
@@ -242,16 +242,17 @@ def test_wrong_type(examination: Examination) -> None:
 
     def check(trial: Trial) -> None:
         case = trial.case
-        names = [a.name for a in case.operation.arguments if wrong_type(case, a.name) is not None]
-        if not names:
+        found = {a.name: wrong_type(case, a.name) for a in case.operation.arguments}
+        wider = {name: array for name, array in found.items() if array is not None}
+        if not wider:
             trial.examination.tally.count(case, 0, 0.0, True)
             return
-        name = trial.draw(st.sampled_from(names))
-        wide = trial.replaced(name, wrong_type(case, name))
+        name = trial.draw(st.sampled_from(list(wider)))
+        wide = trial.replaced(name, wider[name])
         reply = trial.call(wide, lenient=True, expect_results=False)
         trial.examination.tally.count(wide, 0, 0.0, True)
         if not reply.raised and not reply.malformed and reply.results:
-            trial.enclosed(reply.results[0], what=f"with {name} as {wide.arrays[name].dtype} ")
+            trial.enclosed(reply.results[0], what=f"with {name} as {wide.array(name).dtype} ")
 
     examination.for_all(check, regime="exact", variants=())
 
@@ -262,13 +263,13 @@ def _scales(implementation: Implementation) -> list[str]:
 
 @pytest.mark.applies(to=_scales)
 def test_invalid_scale(examination: Examination) -> None:
-    """A NaN, negative, zero or infinite scale is an error, or gives codes or numbers; never a crash or a stray write."""
+    """A NaN, negative, zero or infinite scale is an error, or gives codes or numbers; no crash, no stray write."""
     scales = _scales(examination.implementation)
 
     def check(trial: Trial) -> None:
         name = trial.draw(st.sampled_from(scales))
         bad = trial.draw(st.sampled_from([np.nan, -1.0, 0.0, np.inf]))
-        array = np.array(trial.case.arrays[name], copy=True)
+        array = trial.case.array(name).copy()
         array[...] = np.where(np.arange(array.size).reshape(array.shape) == array.size // 2, bad, array)
         trial.call(trial.replaced(name, array), lenient=True)
         trial.examination.tally.count(trial.case, array.size, 0.0, True)
@@ -286,10 +287,13 @@ def test_more_than_two_to_the_31_elements(examination: Examination) -> None:
         if not axes:
             raise Refused("no axis is independent, so none can be repeated")
         repetitions = (2**31 + 2**20) // trial.largest() + 1
-        needed = 3 * trial.largest_bytes() * repetitions
+        needed = 2.5 * trial.largest_bytes() * repetitions  # buffers and snapshots, results and copies
         if needed > psutil.virtual_memory().available:
             raise Refused(f"needs about {needed / 2**30:.0f} GiB of memory")
-        reply = trial.call(tile=(axes[0], repetitions))
+        reply = trial.call(tile=(axes[0], repetitions), lenient=True)
+        if "memory" in (reply.raised or "").lower():
+            raise Refused(f"the kernel ran out of memory: {reply.raised}")
+        observed(reply, trial.case)
         trial.enclosed(reply.results[0])
         if reply.unequal_tiles:
             tile = reply.unequal_tiles[0]
@@ -302,7 +306,7 @@ def test_more_than_two_to_the_31_elements(examination: Examination) -> None:
     sizes = {"M": 64, "K": 4096, "N": 4096} if "M" in _axes(examination) else {"N": 1 << 16}
     if "N" in _axes(examination) and "M" in _axes(examination):
         sizes["K"] = 2
-    examination.for_all(check, sizes=sizes, variants=(), share=0.001)
+    examination.for_all(check, sizes=sizes, variants=(), examples=1)
 
 
 def _axes(examination: Examination) -> list[str]:

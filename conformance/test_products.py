@@ -1,5 +1,6 @@
 """Products of quantized matrices: accumulators, layouts, tails, corrections."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -135,6 +136,6 @@ def test_zero_point_correction(examination: Examination) -> None:
         rng = np.random.default_rng(1)
         a, b = rng.integers(fmt.minimum, fmt.maximum, (4, 48), endpoint=True), rng.integers(-128, 127, (48, 6))
         case = _case(implementation, parameters, a, b, "zero points at the ends")
-        ends = np.resize([fmt.minimum, fmt.maximum, 1, fmt.maximum - 1], case.arrays["a_zero_point"].shape)
-        case.arrays["a_zero_point"] = ends.astype(np.int32)
-        examination.once(_enclosed, case)
+        ends = np.resize([fmt.minimum, fmt.maximum, 1, fmt.maximum - 1], case.array("a_zero_point").shape)
+        arrays = {**case.arrays, "a_zero_point": ends.astype(np.int32)}
+        examination.once(_enclosed, replace(case, arrays=arrays))

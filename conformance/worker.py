@@ -4,6 +4,7 @@ import faulthandler
 import os
 import resource
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +23,7 @@ POISON = (0xA5, 0x5A)
 #: The environment in which glibc's malloc checks, when memory is freed, that nothing was written past its end.
 MALLOC_CHECKS = {"LD_PRELOAD": "libc_malloc_debug.so.0", "GLIBC_TUNABLES": "glibc.malloc.check=3"}
 
-Arrays = dict[str, np.ndarray | None]
+Arrays = Mapping[str, np.ndarray | None]
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Call:
     operation, implementation : str
         Names.
     parameters : dict
-    contents : tuple of dict
+    contents : tuple of mapping
         The arguments of each run, all of the same shapes; each run sees the same addresses.
     layout : str
         A key of `lowbit_cts.conformance.buffers.STEPS`.
@@ -104,23 +105,17 @@ def execute(call: Call) -> Reply:
     """Run the call, and return what was observed."""
     implementation = _implementations[call.operation, call.implementation]
     operation = OPERATIONS[call.operation]
-    contents = call.contents
-    if call.tile:
-        symbol, repetitions = call.tile
-        contents = tuple(
-            _tiled(operation.arguments, arrays, call.parameters, symbol, repetitions) for arrays in contents
-        )
-    first = Case(operation, call.parameters, contents[0])
+    first = Case(operation, call.parameters, _shapes_of(operation.arguments, call))
     buffers: dict[str, Buffer | None] = {}
     for argument in operation.arguments:
-        array = contents[0][argument.name]
+        array = first.arrays[argument.name]
         format = argument.format(call.parameters)
         buffers[argument.name] = (
             None if array is None else lay_out(array.shape, format, call.layout, POISON[0], array.dtype)
         )
     reply = Reply()
     started = time.perf_counter()
-    for number, arrays in enumerate(contents):
+    for number, arrays in enumerate(call.contents):
         _run_once(implementation, first, buffers, arrays, number, call.side_stream, reply)
         if reply.raised or reply.malformed:
             break
@@ -181,8 +176,7 @@ def _run_once(
             found = _fetch(exchange, buffer, array)
             reply.overrun += [r.name] if buffer.damage(found)[1] else []
             buffer.flat = found
-        values = [buffer.view.copy() for buffer in outputs]
-        reply.results.append({r.name: v for r, v in zip(results, values, strict=True)})
+        reply.results.append({r.name: buffer.view.copy() for r, buffer in zip(results, outputs, strict=True)})
         return
     reply.results.append(_collect(exchange, returned, results, case, shapes, reply))
 
@@ -236,17 +230,17 @@ def _collect(
     return collected
 
 
-def _tiled(
-    arguments: tuple[Argument, ...], arrays: Arrays, parameters: dict[str, Any], symbol: str, repetitions: int
-) -> Arrays:
-    tiled: Arrays = {}
+def _shapes_of(arguments: tuple[Argument, ...], call: Call) -> Arrays:
+    """Return arrays of the shapes and types of the first contents, repeated if asked for; they take no memory."""
+    shapes: dict[str, np.ndarray | None] = {}
+    symbol, repetitions = call.tile or ("", 1)
     for argument in arguments:
-        array, axes = arrays[argument.name], argument.shape(parameters)
-        if array is None or symbol not in axes:
-            tiled[argument.name] = array
-        else:
-            tiled[argument.name] = np.tile(array, [repetitions if axis == symbol else 1 for axis in axes])
-    return tiled
+        array, axes = call.contents[0][argument.name], argument.shape(call.parameters)
+        shapes[argument.name] = None
+        if array is not None:
+            lengths = [n * repetitions if axis == symbol else n for n, axis in zip(array.shape, axes, strict=True)]
+            shapes[argument.name] = np.broadcast_to(np.zeros((), array.dtype), lengths)
+    return shapes
 
 
 def _compare_tiles(results: tuple[Argument, ...], call: Call, reply: Reply) -> None:

@@ -239,14 +239,14 @@ def _complete(operation: Operation, supports: Mapping[str, tuple[Any, ...]], whe
             raise ContractError(f"{where}: {name}: must support at least one value of: {parameter.admissible()}")
     complete = {}
     for name, parameter in operation.parameters.items():
-        declared = supports.get(name, parameter.assumed)
-        order = parameter.values
-        complete[name] = tuple(
-            sorted(declared, key=lambda v, order=order: order.index(v) if v in order else len(order))
-        )
+        complete[name] = _ordered(supports.get(name, parameter.assumed), parameter.values)
     if not any(operation.combinations(complete, tuple(operation.parameters))):
         raise ContractError(f"{where}: no combination of the supported values is one of the operation's: {complete}")
     return complete
+
+
+def _ordered(values: tuple[Any, ...], order: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(sorted(values, key=lambda v: order.index(v) if v in order else len(order)))
 
 
 def _check_signatures(implementation: Implementation, where: str) -> None:
@@ -273,7 +273,8 @@ def _check_signatures(implementation: Implementation, where: str) -> None:
             signature.bind(*arguments, **keywords)
         except TypeError as error:
             takes = f"({', '.join(arguments)}, *, {', '.join([*operation.parameters, *sorted(extra)])})"
+            called = getattr(function, "__name__", implementation.name)
             raise ContractError(
-                f"{where}: {getattr(function, '__name__', implementation.name)}{signature} cannot be called: {error}; it is called with the arguments "
-                f"by position and the parameters it names by keyword, out of {takes}"
+                f"{where}: {called}{signature} cannot be called: {error}; it is called with the arguments by position "
+                f"and the parameters it names by keyword, out of {takes}"
             ) from None

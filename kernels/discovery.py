@@ -64,12 +64,12 @@ def load_backends(spec: str) -> list[Backend]:
         raise ContractError(f"--backend {spec}: {error}") from error
     except Exception as error:  # whatever a stranger's module raises is a message, not our traceback
         raise ContractError(f"--backend {spec}: the module fails to import: {type(error).__name__}: {error}") from error
-    names = [attribute] if attribute else ["backend", "backends"]
-    found = next((getattr(module, name) for name in names if hasattr(module, name)), None)
+    attributes = [attribute] if attribute else ["backend", "backends"]
+    found = next((getattr(module, name) for name in attributes if hasattr(module, name)), None)
     if found is None:
         present = [name for name, value in vars(module).items() if isinstance(value, Backend)]
         raise ContractError(
-            f"--backend {spec}: {module_name} has no attribute {' or '.join(map(repr, names))}; its backends: "
+            f"--backend {spec}: {module_name} has no attribute {' or '.join(map(repr, attributes))}; its backends: "
             f"{', '.join(present) or 'none'}"
         )
     backends = [found] if isinstance(found, Backend) else found

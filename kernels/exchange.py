@@ -32,6 +32,11 @@ class Exchange(Protocol):
         """Wait until everything submitted to the device is done."""
 
 
+def _blocks(nbytes: int) -> int:
+    """Return how many blocks to dirty: as many as allocators keep of small ones, one of large ones."""
+    return 8 if nbytes < 1 << 20 else 1
+
+
 class NumpyExchange:
     """NumPy arrays, shared without a copy."""
 
@@ -59,7 +64,7 @@ class NumpyExchange:
 
     def dirty(self, nbytes: int, byte: int) -> None:
         """Leave freed memory of that size full of `byte`, so that what a kernel does not write shows."""
-        blocks = [np.full(nbytes, byte, np.uint8) for _ in range(8)]
+        blocks = [np.full(nbytes, byte, np.uint8) for _ in range(_blocks(nbytes))]
         del blocks
 
     def synchronize(self) -> None:
@@ -110,7 +115,10 @@ class TorchExchange:
 
     def dirty(self, nbytes: int, byte: int) -> None:
         """Leave freed memory of that size full of `byte`."""
-        blocks = [self.torch.full((nbytes,), byte, dtype=self.torch.uint8, device=self.device) for _ in range(8)]
+        size = (nbytes,)
+        blocks = [
+            self.torch.full(size, byte, dtype=self.torch.uint8, device=self.device) for _ in range(_blocks(nbytes))
+        ]
         del blocks
 
     def synchronize(self) -> None:
@@ -168,7 +176,7 @@ class CupyExchange:
 
     def dirty(self, nbytes: int, byte: int) -> None:
         """Leave freed memory of that size full of `byte`."""
-        blocks = [self.cupy.full(nbytes, byte, self.cupy.uint8) for _ in range(8)]
+        blocks = [self.cupy.full(nbytes, byte, self.cupy.uint8) for _ in range(_blocks(nbytes))]
         del blocks
 
     def synchronize(self) -> None:

@@ -80,7 +80,7 @@ class Case:
     operation : Operation
     parameters : dict
         A value for every parameter of the operation; None where it means nothing beside the others.
-    arrays : dict of ndarray or None
+    arrays : mapping of ndarray or None
         One entry an argument, codes in the carrier of its format.
     origin : dict
         What the inputs were made from (fill, seed), for messages.
@@ -88,7 +88,7 @@ class Case:
 
     operation: "Operation"
     parameters: dict[str, Any]
-    arrays: dict[str, np.ndarray | None]
+    arrays: Mapping[str, np.ndarray | None]
     origin: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -102,6 +102,13 @@ class Case:
         if self.parameters.get("group_size"):
             found.setdefault("G", found["K"] // self.parameters["group_size"])
         return found
+
+    def array(self, name: str) -> np.ndarray:
+        """Return an argument that the case has; ValueError where it is None."""
+        array = self.arrays[name]
+        if array is None:
+            raise ValueError(f"{name}: is None in this case of {self.operation.name}")
+        return array
 
     def format(self, name: str) -> Format:
         """Return the format of an argument or result."""

@@ -53,7 +53,10 @@ def operations(
 def contract(operation: Operation) -> str:
     """Return an operation's contract as text."""
     lines = [f"{operation.name}: {operation.summary}", f"defined by: {operation.source}", "", "arguments, by position:"]
-    lines += [f"    {a.name:24}{a.doc}{' (to `prepare`)' if a.name in operation.constant else ''}" for a in operation.arguments]
+    lines += [
+        f"    {a.name:24}{a.doc}{' (to `prepare`)' if a.name in operation.constant else ''}"
+        for a in operation.arguments
+    ]
     lines += ["results:", *(f"    {r.name:24}{r.doc}" for r in operation.results), "parameters, by keyword:"]
     for name, parameter in operation.parameters.items():
         lines.append(f"    {name:24}{parameter.doc}")

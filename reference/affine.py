@@ -13,6 +13,8 @@ References
    rounding half to even.
 """
 
+from typing import Any
+
 import numpy as np
 
 from lowbit_cts.reference.choices import (
@@ -167,14 +169,13 @@ def quantize_enclosure(
     of an approximate quotient in units of its last place in float32.
     """
     qmin, qmax = integer_format(format).codes(narrow_range)
-    arithmetic = {"rounding": rounding, "zero_point_order": zero_point_order, "intermediate": intermediate}
-    place = {"granularity": granularity, "axis": axis, "group_size": group_size}
+    place: dict[str, Any] = {"granularity": granularity, "axis": axis, "group_size": group_size}
     x = np.asarray(x, np.float64)
 
     def codes(values: np.ndarray, division: Division, contraction: Contraction) -> np.ndarray:
         return quantize(
-            values, scale, zero_point, format=format, narrow_range=narrow_range, **place, **arithmetic,
-            division=division, contraction=contraction,
+            values, scale, zero_point, format=format, narrow_range=narrow_range, **place, rounding=rounding,
+            zero_point_order=zero_point_order, intermediate=intermediate, division=division, contraction=contraction,
         )  # fmt: skip
 
     if division is Division.APPROXIMATE:
@@ -279,18 +280,16 @@ def dequantize_enclosure(
     return within(exact, bound, output)
 
 
-def fake_quantize_enclosure(x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, **choices: object) -> Enclosure:
+def fake_quantize_enclosure(x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, **choices: Any) -> Enclosure:
     """Return the admissible values of dequantize(quantize(x)), float32; parameters as `quantize_enclosure`.
 
     A NaN may stay NaN, or become any number: float arithmetic keeps it, a conversion to integers does not.
     """
-    codes = quantize_enclosure(x, scale, zero_point, **choices)  # type: ignore[arg-type]
+    codes = quantize_enclosure(x, scale, zero_point, **choices)
     place = {key: choices[key] for key in ("format", "granularity", "axis", "group_size") if key in choices}
-    values = [
-        dequantize_enclosure(q, scale, zero_point, **place).exact  # type: ignore[arg-type]
-        for q in (codes.exact, codes.lo, codes.hi)
-    ]
-    exact, lo, hi = values
+    exact, lo, hi = (
+        dequantize_enclosure(q, scale, zero_point, **place).exact for q in (codes.exact, codes.lo, codes.hi)
+    )
     lost = np.isnan(np.asarray(x, np.float64))
     return Enclosure(exact, np.where(lost, -np.inf, lo), np.where(lost, np.inf, hi))
 
@@ -335,7 +334,8 @@ def choose_qparams_enclosure(
     Raises
     ------
     ValueError
-        A NaN or infinity in x, a range beyond float32, a zero-size axis, an unknown mapping, shapes that do not fit the granularity.
+        A NaN or infinity in x, a range beyond float32, a zero-size axis, an unknown mapping, shapes that do not fit
+        the granularity.
     """
     qmin, qmax = integer_format(format).codes(narrow_range)
     x = np.asarray(x, np.float64)
@@ -347,9 +347,8 @@ def choose_qparams_enclosure(
     if mapping == "symmetric":
         z = middle(qmin, qmax)
         exact, lo, hi = _symmetric_scale(low, high, qmin, qmax, z, scale_rule, division)
-        zero = np.full(low.shape, z, np.int64)
         scales = _guard(exact, lo, hi, zero_scale, epsilon)
-        return {"scale": scales, "zero_point": determined(zero)}
+        return {"scale": scales, "zero_point": determined(np.full(low.shape, z, np.int64))}
     if mapping != "asymmetric":
         raise ValueError(f"mapping: {mapping!r} is unknown; admissible: symmetric, asymmetric")
     if range_rule is RangeRule.INCLUDE_ZERO:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from functools import wraps
 from inspect import signature
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -19,7 +19,7 @@ def takes_choices(function: Callable[P, R]) -> Callable[P, R]:
 
     The choices are the keyword parameters annotated with an enumeration of this module.
     """
-    choices = {
+    choices: dict[str, Any] = {
         name: parameter.annotation
         for name, parameter in signature(function).parameters.items()
         if isinstance(parameter.annotation, type) and issubclass(parameter.annotation, StrEnum)

@@ -7,6 +7,7 @@ References
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -68,7 +69,7 @@ class Enclosure:
         # Inside but beyond 1 cannot be: rounding of the ratio itself; outside but within 1: signed zero, NaN.
         return np.where(inside, np.minimum(ratio, 1.0), np.where(ratio > 1.0, ratio, np.inf))
 
-    def __getitem__(self, index: object) -> "Enclosure":
+    def __getitem__(self, index: Any) -> "Enclosure":
         """Return the enclosure of a part of the result."""
         return Enclosure(self.exact[index], self.lo[index], self.hi[index], self.signed_zero)
 
@@ -94,7 +95,7 @@ def within(exact: np.ndarray, bound: np.ndarray, fmt: FloatFormat) -> Enclosure:
     # One float64 ulp outward covers the rounding of this very computation; none where the bound is 0.
     lo = np.where(bound > 0, np.nextafter(exact - bound, -np.inf), exact)
     hi = np.where(bound > 0, np.nextafter(exact + bound, np.inf), exact)
-    return Enclosure(*(round_to_format(v, fmt) for v in (exact, lo, hi)))
+    return Enclosure(round_to_format(exact, fmt), round_to_format(lo, fmt), round_to_format(hi, fmt))
 
 
 def gamma(n: int | np.ndarray, unit_roundoff: float) -> np.ndarray:

@@ -98,7 +98,7 @@ class FloatFormat:
 Format = IntegerFormat | FloatFormat
 
 
-def _integers() -> list[IntegerFormat]:
+def _integers() -> list[Format]:
     small = [
         IntegerFormat(f"{'int' if signed else 'uint'}{bits}", bits, signed, np.dtype(np.int8 if signed else np.uint8))
         for signed in (True, False)

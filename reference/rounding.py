@@ -1,5 +1,7 @@
 """Rounding to integers, and single operations of IEEE arithmetic that NumPy lacks."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from lowbit_cts.reference.choices import Rounding
@@ -12,7 +14,7 @@ def _half(x: np.ndarray, at_tie: np.ndarray) -> np.ndarray:
     return np.where(rest == 0.5, at_tie, np.where(rest > 0.5, whole + np.copysign(1.0, x), whole))
 
 
-_ROUND = {
+_ROUND: dict[Rounding, Callable[[np.ndarray], np.ndarray]] = {
     Rounding.HALF_EVEN: np.rint,
     Rounding.HALF_AWAY: lambda x: _half(x, np.where(x < 0, np.floor(x), np.ceil(x))),
     Rounding.HALF_TOWARD_ZERO: lambda x: _half(x, np.trunc(x)),

@@ -62,3 +62,12 @@ def test_poison_is_nan_and_differs_by_byte_where_the_format_has_payloads(format)
     assert np.isnan(decode(one, FORMATS[format])).all()
     if FORMATS[format].mantissa_bits > 3:
         assert one.tobytes() != other.tobytes()
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_values_are_repeated_along_a_longer_axis(axis):
+    values = np.arange(6, dtype=np.int8).reshape(2, 3)
+    shape = (8, 3) if axis == 0 else (2, 12)
+    buffer = lay_out(shape, "int8", "contiguous", 0xA5)
+    buffer.fill(values)
+    assert np.array_equal(buffer.view, np.tile(values, (4, 1) if axis == 0 else (1, 4)))

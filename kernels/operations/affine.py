@@ -56,8 +56,12 @@ def _independent_sets(parameters: Parameters) -> tuple[str, ...]:
 
 
 _X = Argument("x", lambda p: p["input_format"], _matrix, "matrix to quantize, (M, K)")
-_CODES = Argument("codes", lambda p: p["format"], _matrix, "codes, one an element, (M, K): int8 or uint8 whatever their bits")
-_SCALE = Argument("scale", lambda p: "float32", _scales, "float32: () a tensor, (M,) or (K,) an axis, (M, K / group_size) a group")
+_CODES = Argument(
+    "codes", lambda p: p["format"], _matrix, "codes, one an element, (M, K): int8 or uint8 whatever their bits"
+)
+_SCALE = Argument(
+    "scale", lambda p: "float32", _scales, "float32: () a tensor, (M,) or (K,) an axis, (M, K / group_size) a group"
+)
 _ZERO_POINT = Argument("zero_point", lambda p: "int32", _scales, "int32, the shape of scale")
 
 
@@ -70,9 +74,7 @@ def _elements(operations_each: int) -> Any:
 
 
 def _numbers(case: Case) -> np.ndarray:
-    x = case.arrays["x"]
-    assert x is not None
-    return decode(x, FORMATS[case.parameters["input_format"]])
+    return decode(case.array("x"), FORMATS[case.parameters["input_format"]])
 
 
 _QUANTIZE_CHOICES = (
@@ -88,7 +90,7 @@ def _choose_qparams(case: Case, semantics: Semantics) -> dict[str, Enclosure]:
 
 def _quantize(case: Case, semantics: Semantics) -> dict[str, Enclosure]:
     codes = reference.quantize_enclosure(
-        _numbers(case), case.arrays["scale"], case.arrays["zero_point"],
+        _numbers(case), case.array("scale"), case.array("zero_point"),
         format=case.parameters["format"], narrow_range=case.parameters["narrow_range"],
         **_place(case), **semantics.choices(_QUANTIZE_CHOICES),
     )  # fmt: skip
@@ -97,7 +99,7 @@ def _quantize(case: Case, semantics: Semantics) -> dict[str, Enclosure]:
 
 def _dequantize(case: Case, semantics: Semantics) -> dict[str, Enclosure]:
     values = reference.dequantize_enclosure(
-        case.arrays["codes"], case.arrays["scale"], case.arrays["zero_point"],
+        case.array("codes"), case.array("scale"), case.array("zero_point"),
         format=case.parameters["format"], output_format=case.parameters["output_format"],
         **_place(case), **semantics.choices(case.operation.semantics),
     )  # fmt: skip
@@ -106,7 +108,7 @@ def _dequantize(case: Case, semantics: Semantics) -> dict[str, Enclosure]:
 
 def _fake_quantize(case: Case, semantics: Semantics) -> dict[str, Enclosure]:
     values = reference.fake_quantize_enclosure(
-        _numbers(case), case.arrays["scale"], case.arrays["zero_point"],
+        _numbers(case), case.array("scale"), case.array("zero_point"),
         format=case.parameters["format"], narrow_range=case.parameters["narrow_range"],
         **_place(case), **semantics.choices(_QUANTIZE_CHOICES),
     )  # fmt: skip
@@ -140,7 +142,7 @@ choose_qparams_affine = register(
         independent=_independent_sets,
         variants=("format", "granularity", "mapping"),
         work=_elements(2),
-    )  # fmt: skip
+    )
 )
 
 quantize_affine = register(
@@ -162,7 +164,7 @@ quantize_affine = register(
         independent=_independent,
         variants=("format", "granularity", "axis"),
         work=_elements(4),
-    )  # fmt: skip
+    )
 )
 
 dequantize_affine = register(
@@ -205,5 +207,5 @@ fake_quantize_affine = register(
         independent=_independent,
         variants=("format", "granularity", "axis"),
         work=_elements(6),
-    )  # fmt: skip
+    )
 )

@@ -17,7 +17,7 @@ def _one_is_float8(parameters: Parameters) -> bool:
 def _cast_float8(case: Case, semantics: Semantics) -> dict[str, Enclosure]:
     ends = {name: case.parameters[name] for name in ("source", "target")}
     choices = semantics.choices(case.operation.semantics)
-    return {"y": reference.cast_float8_enclosure(case.arrays["x"], **ends, **choices)}  # type: ignore[arg-type]
+    return {"y": reference.cast_float8_enclosure(case.array("x"), **ends, **choices)}
 
 
 cast_float8 = register(

@@ -1,8 +1,6 @@
 """Products of quantized matrices: matmul_int8, matmul_w8a8."""
 
-import numpy as np
-
-from lowbit_cts.kernels.operation import Argument, Case, Operation, Parameter, register
+from lowbit_cts.kernels.operation import Argument, Case, Operation, Parameter, Parameters, register
 from lowbit_cts.kernels.semantics import Semantics
 from lowbit_cts.reference import products as reference
 from lowbit_cts.reference.enclosure import Enclosure, determined
@@ -13,23 +11,17 @@ def _multiply_adds(case: Case) -> float:
     return 2.0 * sizes["M"] * sizes["N"] * sizes["K"]
 
 
-def _present(case: Case, name: str) -> np.ndarray:
-    array = case.arrays[name]
-    assert array is not None
-    return array
-
-
 def _matmul_int8(case: Case, semantics: Semantics) -> dict[str, Enclosure]:
-    return {"y": determined(reference.matmul_int8(_present(case, "a"), _present(case, "b")))}
+    return {"y": determined(reference.matmul_int8(case.array("a"), case.array("b")))}
 
 
 def _matmul_w8a8(case: Case, semantics: Semantics) -> dict[str, Enclosure]:
     y = reference.matmul_w8a8_enclosure(
-        *(_present(case, name) for name in ("a", "a_scale", "a_zero_point", "b", "b_scale")),
-        case.arrays["bias"],
+        case.array("a"), case.array("a_scale"), case.array("a_zero_point"),
+        case.array("b"), case.array("b_scale"), case.arrays["bias"],
         output_format=case.parameters["output_format"],
         **semantics.choices(case.operation.semantics),
-    )
+    )  # fmt: skip
     return {"y": y}
 
 
@@ -57,7 +49,7 @@ matmul_int8 = register(
 )
 
 
-def _per_token(parameters: dict) -> tuple[str, ...]:
+def _per_token(parameters: Parameters) -> tuple[str, ...]:
     return ("M",) if parameters["activation_granularity"] == "token" else ()
 
 
@@ -77,7 +69,9 @@ matmul_w8a8 = register(
                 lambda p: ("N",) if p["weight_granularity"] == "channel" else (),
                 "float32: () a tensor, (N,) a channel",
             ),
-            Argument("bias", lambda p: "float32", lambda p: ("N",), "float32, (N,), or None", present=lambda p: p["has_bias"]),
+            Argument(
+                "bias", lambda p: "float32", lambda p: ("N",), "float32, (N,), or None", present=lambda p: p["has_bias"]
+            ),
         ),
         results=(Argument("y", lambda p: p["output_format"], lambda p: ("M", "N"), "outputs, (M, N)"),),
         parameters={

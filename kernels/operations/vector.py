@@ -19,9 +19,9 @@ def _operand(name: str) -> tuple[Argument, ...]:
 
 
 def _add_int8(case: Case, semantics: Semantics) -> dict[str, Enclosure]:
-    arrays = [case.arrays[argument.name] for argument in case.operation.arguments]
+    arrays = [case.array(argument.name) for argument in case.operation.arguments]
     choices = semantics.choices(case.operation.semantics)
-    return {"y": reference.add_int8_enclosure(*arrays, format=case.parameters["format"], **choices)}  # type: ignore[arg-type]
+    return {"y": reference.add_int8_enclosure(*arrays, format=case.parameters["format"], **choices)}
 
 
 add_int8 = register(

@@ -2,6 +2,7 @@
 
 import inspect
 from dataclasses import fields
+from functools import partial
 
 import numpy as np
 import pytest
@@ -36,10 +37,15 @@ class Incomplete:
         return array
 
 
+def _called(value) -> str:
+    """Return a name without an address in it, the same in every process."""
+    return repr(value) if isinstance(value, str | int | None) else getattr(value, "__name__", type(value).__name__)
+
+
 # Backend ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arrays", ["jax", "Torch", "", None, 3, Incomplete()], ids=str)
+@pytest.mark.parametrize("arrays", ["jax", "Torch", "", None, 3, Incomplete(), Complete], ids=_called)
 def test_arrays_must_be_a_built_in_exchange_or_an_object_with_its_methods(arrays):
     with pytest.raises(ContractError, match=r"Backend\.arrays: .*numpy, torch, cupy"):
         Backend("acme", arrays=arrays)
@@ -54,6 +60,9 @@ def test_an_object_with_the_three_methods_is_an_exchange():
 
 MISUSES = [  # operation, arguments of implements, words of the message
     ("matmul_int9", {}, ["unknown operation", *OPERATIONS]),
+    (["matmul_int8"], {}, ["unknown operation", *OPERATIONS]),
+    (None, {}, ["unknown operation", *OPERATIONS]),
+    ("matmul_int8", {"supports": [("a_format", "int8")]}, ["supports must map parameters to values, not be a list"]),
     ("matmul_int8", {"semantics": "onnx"}, ["semantics must be a Semantics, not str"]),
     ("matmul_int8", {"semantics": {"rounding": "up"}}, ["semantics must be a Semantics, not dict"]),
     ("matmul_int8", {"supports": {"format": "int8"}}, ["undeclared parameter 'format'", "a_format, layout"]),
@@ -136,6 +145,21 @@ def test_prepare_takes_the_constants_and_run_the_rest_with_what_it_prepared(prep
             register_it(run)
 
 
+@pytest.mark.parametrize("given", [partial(product, a_format="int8"), "product", None], ids=["partial", "str", "None"])
+def test_what_has_no_name_or_is_no_function_is_refused(given):
+    backend = Backend("acme")
+    with pytest.raises(ContractError, match="must be a function; give anything else callable a name="):
+        backend.implements("matmul_int8")(given)
+    assert backend.implementations == []
+
+
+def test_a_callable_without_a_name_is_given_one():
+    backend = Backend("acme")
+    kernel = partial(product)
+    assert backend.implements("matmul_int8", name="bound")(kernel) is kernel
+    assert backend.implementations[0].id == "acme/matmul_int8/bound"
+
+
 def test_a_name_is_taken_once_for_an_operation():
     backend = Backend("acme")
     backend.implements("matmul_int8")(product)
@@ -173,6 +197,13 @@ def test_values_may_be_listed_in_any_collection_and_are_kept_in_the_operations_o
 def test_any_positive_group_size_may_be_declared():
     found = declared("quantize_affine", supports={"group_size": range(40, 60, 10), "granularity": "group"})
     assert found.supports["group_size"] == (40, 50)
+
+
+@pytest.mark.parametrize("listed", [np.int64(40), [np.int32(40)], np.arange(40, 41).tolist()], ids=repr)
+def test_numpy_integers_are_integers(listed):
+    found = declared("quantize_affine", supports={"group_size": listed, "granularity": "group"}).supports["group_size"]
+    assert found == (40,)
+    assert type(found[0]) is int
 
 
 def test_undeclared_values_are_those_the_suite_must_see_refused():

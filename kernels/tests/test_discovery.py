@@ -58,6 +58,7 @@ REFUSED = [  # source of the module, specification, message
     ("backend = Backend('a')", "acme_cts:other", "has no attribute 'other'; its backends: backend"),
     ("backend = 'numpy'", "acme_cts", "str is neither a Backend nor a list of Backends"),
     ("backends = [Backend('a'), None]", "acme_cts", "list is neither a Backend nor a list of Backends"),
+    ("backends = []", "acme_cts", "list is neither a Backend nor a list of Backends with at least one"),
     ("backends = Backend", "acme_cts", "type is neither a Backend nor a list of Backends"),
     (None, "", "--backend"),
     (None, ":backend", "--backend"),

@@ -6,12 +6,24 @@ import pytest
 from lowbit_cts.reference.affine import (
     choose_qparams_enclosure,
     dequantize,
+    dequantize_enclosure,
     fake_quantize_enclosure,
     quantize,
     quantize_enclosure,
 )
 from lowbit_cts.reference.casts import cast_float8
-from lowbit_cts.reference.choices import Contraction, Division, ZeroPointOrder, ZeroScale
+from lowbit_cts.reference.choices import (
+    Accumulator,
+    Contraction,
+    DequantizeForm,
+    Division,
+    Overflow,
+    Rounding,
+    ScaleRule,
+    ZeroPointOrder,
+    ZeroScale,
+)
+from lowbit_cts.reference.enclosure import Enclosure
 from lowbit_cts.reference.products import matmul_int8, matmul_w8a8_enclosure
 from lowbit_cts.reference.vector import add_int8_enclosure
 
@@ -259,6 +271,68 @@ def test_a_zero_times_the_infinite_reciprocal_of_a_subnormal_scale_has_no_code()
     assert multiplied.hi.tolist() == [[127, 127, -128]]
     divided = quantize_enclosure(x, scale, 3, format="int8")
     assert divided.lo.tolist() == divided.hi.tolist() == [[3, 127, -128]]
+
+
+@pytest.mark.parametrize("arithmetic", ARITHMETICS, ids=lambda a: "-".join(a.values()))
+def test_a_nan_admits_even_the_code_that_the_narrow_range_leaves_out(arithmetic):
+    x = np.array([[NAN, -INF, INF]], np.float32)
+    found = quantize_enclosure(x, np.float32(0.01), 3, format="int8", narrow_range=True, **arithmetic)
+    assert (found.lo.tolist(), found.hi.tolist()) == ([[-128, -127, 127]], [[127, -127, 127]])
+    assert found.exact[0, 0] == -127
+
+
+CHOICES = [
+    ("rounding", Rounding.HALF_AWAY, lambda c: quantize(X, ONE, 0, format="int8", rounding=c)),
+    ("division", Division.APPROXIMATE, lambda c: quantize_enclosure(X, ONE, 0, format="int8", division=c)),
+    ("contraction", Contraction.EITHER, lambda c: fake_quantize_enclosure(X, ONE, 0, format="int8", contraction=c)),
+    (
+        "dequantize_form",
+        DequantizeForm.SCALE_FIRST,
+        lambda c: dequantize_enclosure(CODES, ONE, 0, format="int8", dequantize_form=c),
+    ),
+    ("scale_rule", ScaleRule.HALF_RANGE, lambda c: choose_qparams_enclosure(X, format="int8", scale_rule=c)),
+    (
+        "accumulator",
+        Accumulator.FLOAT32,
+        lambda c: matmul_w8a8_enclosure(CODES, ONE, 0, CODES.T, ONE, None, accumulator=c),
+    ),
+    (
+        "overflow",
+        Overflow.INFINITY_OR_NAN,
+        lambda c: cast_float8(X, source="float32", target="float8_e5m2", overflow=c),
+    ),
+    (
+        "zero_point_order",
+        ZeroPointOrder.INSIDE,
+        lambda c: add_int8_enclosure(CODES[0], ONE, 0, CODES[0], ONE, 0, ONE, 0, zero_point_order=c),
+    ),
+]
+
+
+def parts(result):
+    """Return a result's arrays, whichever kind of result it is."""
+    if isinstance(result, dict):
+        return [part for enclosure in result.values() for part in parts(enclosure)]
+    return [result.exact, result.lo, result.hi] if isinstance(result, Enclosure) else [result]
+
+
+@pytest.mark.parametrize("case", CHOICES, ids=lambda case: case[0])
+def test_a_choice_may_be_given_by_value_and_a_wrong_one_names_the_admissible(case):
+    name, member, call = case
+    for one, other in zip(parts(call(member.value)), parts(call(member)), strict=True):
+        np.testing.assert_array_equal(one, other)
+    for wrong in ("sideways", "", None, 0):
+        with raises(name, f"{wrong!r} is not admissible; admissible: {', '.join(type(member))}"):
+            call(wrong)
+
+
+def test_a_range_beyond_float32_is_refused():
+    largest = np.finfo(np.float32).max
+    x = np.array([[largest, -largest / 2]], np.float32)
+    for mapping in ("symmetric", "asymmetric"):
+        with raises("x", "its range, max - min, must be at most the largest float32"):
+            choose_qparams_enclosure(x, format="int8", mapping=mapping)
+    assert np.isfinite(choose_qparams_enclosure(np.abs(x), format="int8")["scale"].hi)
 
 
 @pytest.mark.parametrize("bad", [NAN, INF, -INF], ids=str)

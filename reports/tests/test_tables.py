@@ -124,6 +124,8 @@ def test_pareto_optimum_of_a_known_example(measurement):
         {"shape": {"M": 2, "N": 4096, "K": 14336}},
         {"cache": "hot"},
         {"fill": "outliers"},
+        {"parameters": {"source": "float16", "target": "float8_e5m2"}},
+        {"parameters": {"format": "int4", "output_format": "bfloat16"}},
     ],
 )
 def test_only_comparable_rows_compete(measurement, other):
@@ -145,12 +147,14 @@ def test_equals_share_the_optimum_and_infinite_sqnr_wins(measurement):
 
 def test_rates_and_shares(measurement):
     row = replace(measurement, ceiling_share=0.756, bits_per_weight=4.25, speedup=3.1, mismatches=0, energy_j=2e-3)
+    row = replace(row, parameters={"format": "int4", "granularity": "group", "group_size": 128})
     table = tables.accuracy_versus_speed([row])
     expected = {
         "Pareto": "*",
         "shape": "M=1 N=4096 K=14336",
         "format": "int4",
-        "parameters": "group=128",
+        "scales": "group 128",
+        "parameters": "format=int4 granularity=group group_size=128",
         "median µs": "10",
         "CI95 µs": "9.9–10.1",
         "n (dropped)": "100 (3)",
@@ -170,7 +174,51 @@ def test_comparable_rows_stand_together_fastest_first(measurement):
     small = replace(measurement, shape={"M": 1, "N": 512, "K": 512}, median_s=99e-6, backend="small")
     hot = replace(measurement, cache="hot", backend="hot")
     table = tables.accuracy_versus_speed([hot, slow, measurement, small])
-    assert table.column("backend") == ("small", "acme", "slow", "hot")
+    assert table.column("backend") == ("acme", "slow", "hot", "small")  # shapes in the order of their text
+
+
+@pytest.mark.parametrize(
+    ("parameters", "formats", "scales"),
+    [
+        ({"format": "int4", "granularity": "group", "group_size": 128}, "int4", "group 128"),
+        ({"format": "uint8", "granularity": "axis", "axis": 0}, "uint8", "axis 0"),
+        ({"format": "int8", "output_format": "float16", "granularity": "tensor"}, "int8", "tensor"),
+        ({"source": "float32", "target": "float8_e5m2"}, "float32→float8_e5m2", ""),
+        ({"a_format": "int8"}, "int8·int8", ""),
+        (
+            {
+                "a_format": "uint8",
+                "activation_granularity": "token",
+                "weight_granularity": "channel",
+                "output_format": "bfloat16",
+            },
+            "uint8·int8→bfloat16",
+            "token×channel",
+        ),
+        ({}, "", ""),
+    ],
+)
+def test_formats_and_scales_of_parameters(parameters, formats, scales):
+    assert (tables.formats(parameters), tables.scales(parameters)) == (formats, scales)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "text"),
+    [
+        ({"M": 16, "K": 768, "N": 768}, "M=16 K=768 N=768"),
+        ({"M": 4, "K": 256, "G": 2}, "M=4 K=256"),
+        ({"batch": 8, "N": 0}, "N=0"),
+        ({}, ""),
+    ],
+)
+def test_a_shape_leaves_out_derived_lengths(sizes, text):
+    assert tables.shape(sizes) == text
+
+
+@pytest.mark.parametrize(("low", "high"), [(math.nan, math.nan), (9.9e-6, math.inf), (-math.inf, 10.1e-6)])
+def test_an_interval_from_too_few_samples_is_blank(measurement, low, high):
+    table = tables.accuracy_versus_speed([replace(measurement, ci_low_s=low, ci_high_s=high)])
+    assert cell(table, "CI95 µs") == ""
 
 
 def test_ceilings_beside_the_datasheet(ceiling):
