@@ -7,8 +7,8 @@ import numpy as np
 
 from lowbit_cts.reference.formats import FORMATS, FloatFormat
 
-#: Elements of poison before and after every argument: more than a 64-byte vector of single bytes.
-GUARD = 96
+#: Elements of poison before and after every argument: tiles of 16 vectors of 64 single bytes.
+GUARD = 1024
 
 #: What a layout does to a matrix of R rows and C columns: (row step, column step, shift) in elements.
 STEPS = {
@@ -16,14 +16,15 @@ STEPS = {
     "offset": lambda rows, columns: (columns, 1, 1),
     "padded": lambda rows, columns: (columns + 5, 1, 0),
     "every_second": lambda rows, columns: (2 * columns + 3, 2, 0),
-    "transposed": lambda rows, columns: (1, rows + 3, 0),
+    "transposed": lambda rows, columns: (1, rows, 0),
+    "transposed_padded": lambda rows, columns: (1, rows + 3, 0),
 }
 
 #: The layouts behind each one an implementation declares.
 LAYOUTS = {
     "contiguous": ("contiguous",),
     "offset": ("offset",),
-    "strided": ("padded", "every_second", "transposed"),
+    "strided": ("padded", "every_second", "transposed", "transposed_padded"),
 }
 
 

@@ -58,7 +58,8 @@ def observed(reply: Reply, case: Case, lenient: bool = False, expect_results: bo
     if reply.changed:
         raise Violation(f"wrote to its input {', '.join(reply.changed)}", case)
     if reply.overrun:
-        raise Violation(f"wrote outside the memory of {', '.join(reply.overrun)} (guard band damaged)", case)
+        around = ", ".join(reply.overrun)
+        raise Violation(f"damaged the guard band around {around}: wrote outside the memory of an array", case)
 
 
 def enclosed(
@@ -85,7 +86,7 @@ def _violation(
     index = np.unravel_index(int(np.argmax(np.where(wrong, ratio, -1.0))), values.shape)
     at = tuple(int(i) for i in index)
     found, lo, hi, exact = (a[index] for a in (values, enclosure.lo, enclosure.hi, enclosure.exact))
-    rule = _show(exact) if lo == hi or np.isnan(exact) else f"in [{_show(lo)}, {_show(hi)}], exactly {_show(exact)}"
+    rule = _show(exact) if lo == hi or np.isnan(exact) else f"in [{_show(lo)}, {_show(hi)}] (exact: {_show(exact)})"
     place = f"{name}[{', '.join(map(str, at))}]" if at else name
     count = int(wrong.sum())
     message = f"{what}{place} is {_show(found)}, must be {rule}; {count} of {values.size} elements are inadmissible"

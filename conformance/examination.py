@@ -167,7 +167,7 @@ class Examination:
         check: Callable[[Trial], None],
         *,
         regime: str = "full",
-        sizes: Mapping[str, int] | None = None,
+        sizes: Mapping[str, int] | Iterable[Mapping[str, int]] | None = None,
         variants: Iterable[str] | None = None,
         fixed: Mapping[str, Any] | None = None,
         share: float = 1.0,
@@ -180,7 +180,7 @@ class Examination:
         check : callable of a Trial
             Raises a Violation where the property does not hold.
         regime, sizes :
-            As `draw_case`.
+            As `draw_case`; of several sizes, each example holds a case of every one.
         variants : iterable of str
             Parameters of which every supported combination gets examples of its own; default the operation's.
         fixed : mapping
@@ -192,25 +192,28 @@ class Examination:
         """
         operation = self.implementation.operation
         names = tuple(operation.variants if variants is None else variants)
+        sweep: list[Mapping[str, int] | None] = []
+        sweep += [sizes] if sizes is None or isinstance(sizes, Mapping) else sizes
         combinations = list(operation.combinations(self.implementation.supports, names))
         each = examples or max(self.profile.least, round(self.profile.examples * share / len(combinations)))
         for variant in combinations:
-            self._search(check, {**variant, **(fixed or {})}, regime, sizes, each)
+            self._search(check, {**variant, **(fixed or {})}, regime, sweep, each)
 
     def _search(
         self,
         check: Callable[[Trial], None],
         variant: dict[str, Any],
         regime: str,
-        sizes: Mapping[str, int] | None,
+        sweep: list[Mapping[str, int] | None],
         examples: int,
     ) -> None:
         smallest: list[Violation] = []
 
         def body(data: st.DataObject) -> None:
             try:
-                case = draw_case(data.draw, self.implementation, variant, regime, sizes)
-                check(Trial(self, case, data.draw))
+                for sizes in sweep:
+                    case = draw_case(data.draw, self.implementation, variant, regime, sizes)
+                    check(Trial(self, case, data.draw))
             except Violation as violation:
                 smallest.append(violation)
                 raise

@@ -6,6 +6,7 @@ import os
 import tempfile
 import threading
 from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures import wait
 from dataclasses import dataclass
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
@@ -22,6 +23,11 @@ _STARTING = threading.Lock()
 #: More output than this in one call is a flood (bytes).
 FLOOD = 1 << 20
 _TAIL = 4096
+
+_POLL_SECONDS = 0.25
+
+#: What glibc says before it aborts because of a damaged heap.
+_HEAP_WORDS = ("free()", "malloc()", "realloc()", "munmap_chunk", "corrupted", "double free")
 
 #: Seconds a backend may take to be imported.
 LOAD_SECONDS = 180.0
@@ -93,20 +99,53 @@ class KernelHost:
         on_cpu = backend.device == "cpu"
         limit = int(psutil.virtual_memory().total * 0.9) if on_cpu else None
         checked = on_cpu and _has_malloc_debug()
-        context = _CheckedContext() if checked else multiprocessing.get_context("spawn")
-        self.pool = ProcessPool(max_workers=1, context=context)
+        self.context = _CheckedContext() if checked else multiprocessing.get_context("spawn")
         self.setup = (spec, backend.name, self.output.path, limit)
-        self.loaded = False
+        self.isolated = False
+        self._start()
+
+    def _start(self) -> None:
+        """Begin with a fresh process."""
+        self.pool = ProcessPool(max_workers=1, context=self.context)
+        self.process: int | None = None
+        self.served: set[str] = set()
+
+    def restart(self) -> None:
+        """End the process and begin with a fresh one."""
+        self.close()
+        self._start()
 
     def execute(self, call: Call) -> Reply | Lost:
-        """Return what was observed, or how the process was lost; the next call finds a fresh process."""
-        if not self.loaded:  # apart from the call, so that the time it takes to import a library is not the kernel's
-            lost = self._run(initialize, self.setup, LOAD_SECONDS)
-            if isinstance(lost, Lost):
-                return Lost(lost.verdict, f"the backend does not load in the kernel host: {lost.message}")
-            self.loaded = True
+        """Return what was observed, or how the process was lost; the next call finds a fresh process.
+
+        A process serves all implementations of the backend, one after the other. Damage to its memory may be of an
+        earlier one's making: it is blamed on a kernel only if it shows in a process that has served no other, and
+        from the first doubt on every kernel gets a process of its own.
+        """
+        kernel = f"{call.operation}/{call.implementation}"
+        if self.isolated and self.served - {kernel}:
+            self.restart()
+        answer = self._answer(call, kernel)
+        if not _damaged(answer):
+            return answer
+        if self.served - {kernel}:
+            self.restart()
+            answer = self._answer(call, kernel)
+            self.isolated |= not _damaged(answer)  # not this kernel's making, so the culprit is still at large
+        if isinstance(answer, Reply) and _damaged(answer):
+            self.restart()
+        return answer
+
+    def _answer(self, call: Call, kernel: str) -> Reply | Lost:
+        if self.process is None:  # loaded apart from the call: the time to import a library is not the kernel's
+            loaded = self._run(initialize, self.setup, LOAD_SECONDS)
+            if isinstance(loaded, Lost):
+                return Lost(loaded.verdict, f"the backend does not load in the kernel host: {loaded.message}")
+            self.process, self.served = loaded, set()
+        self.served = served = self.served | {kernel}
         before = self.output.start()
         reply = self._run(execute, (call,), self.timeout)
+        self.served = served  # a lost process, too, has served whom it served
         printed = self.output.count - before
         if isinstance(reply, Reply) and printed > FLOOD:
             reply.malformed.append(f"wrote {printed / 2**20:.1f} MiB to the standard streams in one call")
@@ -114,24 +153,48 @@ class KernelHost:
 
     def _run(self, function: Any, arguments: tuple[Any, ...], timeout: float) -> Any:
         """Return what the function returns in the process, or how the process was lost."""
+        future = self.pool.schedule(function, args=arguments, timeout=timeout)
         try:
-            return self.pool.schedule(function, args=arguments, timeout=timeout).result()
+            while not future.done():
+                wait([future], timeout=_POLL_SECONDS)
+                if not future.done() and self._ended():  # an exit with status 0 is no expiry to the pool
+                    wait([future], timeout=_POLL_SECONDS)
+                    if not future.done():
+                        self.restart()
+                        return Lost("crashed", "the process ended in the call (exit status 0)")
+            return future.result()
         except FutureTimeout:
-            self.loaded = False
+            self.process = None
             return Lost("hung", f"no result within {timeout:g} s; the process was killed")
         except ProcessExpired as error:
-            self.loaded = False
+            self.process = None
             code = error.exitcode
             how = f"killed by signal {-code}" if code is not None and code < 0 else f"exit status {code}"
             said = self.output.text()
-            return Lost("crashed", f"the process ended in the call ({how}){': ' + said if said else ''}")
+            heap = "its heap was damaged: something wrote outside memory it had allocated; "
+            hint = heap if any(word in said for word in _HEAP_WORDS) else ""
+            return Lost("crashed", f"the process ended in the call ({how}){': ' + hint + said if said else ''}")
         except Exception as error:  # not the kernel's, whose exceptions are in the reply
-            return Lost("crashed", f"{type(error).__name__}: {error}")
+            self.restart()
+            return Lost("crashed", f"the process answered nonsense, {type(error).__name__}: {error}")
+
+    def _ended(self) -> bool:
+        """Whether the process that was loaded is no more."""
+        if self.process is None:
+            return False
+        try:
+            return psutil.Process(self.process).status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
 
     def close(self) -> None:
         """End the process."""
         self.pool.stop()
         self.pool.join()
+
+
+def _damaged(answer: Reply | Lost) -> bool:
+    return bool(answer.overrun) if isinstance(answer, Reply) else answer.verdict == "crashed"
 
 
 class _CheckedProcess(SpawnProcess):

@@ -82,6 +82,11 @@ class Suite:
             for name, count in names.items():
                 if count > 1:
                     raise ContractError(f"--backend: {count} backends are called {name!r}; names must differ")
+            for spec, backend in self._backends:
+                if not backend.implementations:
+                    raise ContractError(
+                        f"--backend {spec}: {backend.name!r} implements nothing: see Backend.implements"
+                    )
         return self._backends
 
     @property
@@ -250,10 +255,10 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]
     refusal: Refused | None = None
     if suite.lost[implementation.id] >= _LOST_PROPERTIES:
         text = f"not examined: {implementation.id} was lost (crashed or hung) in {_LOST_PROPERTIES} properties already"
-        lost = _verdict(suite, implementation, property_name, "hung", {}, message=text)
+        lost = _verdict(suite, implementation, property_name, "mistrusted", {}, message=text)
         evidence.append(suite.file(implementation.backend), lost)
-        pyfuncitem.user_properties.append(("lowbit_cts_verdict", "hung"))
-        pytest.fail(f"LOST: {text}", pytrace=False)
+        pyfuncitem.user_properties.append(("lowbit_cts_verdict", "mistrusted"))
+        pytest.fail(f"MISTRUSTED: {text}", pytrace=False)
     try:
         result = yield
     except Violation as caught:

@@ -132,8 +132,11 @@ def _exact_ranges(rng: np.random.Generator, chosen: Mapping[str, Any], shape: tu
     """Return integers times a power of two whose range, or largest magnitude, is a whole number of code steps."""
     qmin, qmax = integer_format(chosen["format"]).codes(bool(chosen["narrow_range"]))
     steps = qmax - qmin
-    low = -rng.integers(0, steps, endpoint=True) if chosen["mapping"] == "asymmetric" else qmin - middle(qmin, qmax)
-    x = rng.integers(low, low + steps, size=shape, endpoint=True).astype(np.float64)
+    asymmetric = chosen["mapping"] == "asymmetric"
+    low = float(-rng.integers(0, steps, endpoint=True) if asymmetric else qmin - middle(qmin, qmax))
+    x = low + rng.integers(0, steps, size=shape, endpoint=True)
+    if asymmetric and low < 0 and rng.random() < 0.5:
+        x, low = x + 0.5, low + 0.5  # min / s is a tie, which the zero point must round as declared
     if x.size:  # both ends occur in every row, column and group only if every element is one; most often enough here
         ends = rng.random(shape)
         x = np.where(ends < 0.3, low, np.where(ends > 0.7, low + steps, x))

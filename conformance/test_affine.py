@@ -9,10 +9,13 @@ from lowbit_cts.conformance.examination import Examination, Trial
 from lowbit_cts.conformance.fills import SPECIALS, float_codes
 from lowbit_cts.kernels import Case, Implementation
 from lowbit_cts.reference.affine import middle
-from lowbit_cts.reference.formats import integer_format
+from lowbit_cts.reference.formats import IntegerFormat, integer_format
 from lowbit_cts.reference.granularity import scale_shape
 
 _QUANTIZERS = ("quantize_affine", "fake_quantize_affine")
+
+
+_VARIED = ("format", "granularity", "axis", "mapping", "narrow_range")
 
 
 def _enclosed(trial: Trial) -> None:
@@ -23,7 +26,7 @@ def _variants(implementation: Implementation) -> list[dict[str, Any]]:
     """Return every supported combination of format, granularity and axis, the rest at its first supported value."""
     operation, supports = implementation.operation, implementation.supports
     first = {name: values[:1] for name, values in supports.items()}
-    varied = {name: supports[name] for name in ("format", "granularity", "axis", "mapping")}
+    varied = {name: supports[name] for name in _VARIED if name in supports}
     return list(operation.combinations({**first, **varied}, tuple(supports)))
 
 
@@ -71,6 +74,17 @@ def test_every_tie(examination: Examination) -> None:
         lambda fmt, zero: np.arange(4 * (fmt.minimum - 2), 4 * (fmt.maximum + 2) + 1) / 4 - zero,
         (1.0, 2.0**-7),
     )
+
+
+@pytest.mark.operation(*_QUANTIZERS)
+def test_beside_every_tie(examination: Examination) -> None:
+    """The floats just below and just above a tie round to their own sides; 0.49999997 + 0.5 is 1 in float32."""
+
+    def points(fmt: IntegerFormat, zero: int) -> np.ndarray:
+        ties = (np.arange(fmt.minimum - 1, fmt.maximum + 1) + 0.5 - zero).astype(np.float32)
+        return np.concatenate([np.nextafter(ties, np.float32(side)) for side in (-np.inf, np.inf)])
+
+    _each(examination, points, (1.0, 2.0**-7))
 
 
 @pytest.mark.operation(*_QUANTIZERS)
@@ -172,3 +186,20 @@ def test_degenerate_ranges(examination: Examination) -> None:
             examination.once(
                 _enclosed, Case(examination.implementation.operation, parameters, {"x": codes}, {"x": name})
             )
+
+
+@pytest.mark.operation("choose_qparams_affine")
+def test_zero_point_ties(examination: Examination) -> None:
+    """Where min / s lies halfway between two codes, the zero point rounds as declared."""
+    for parameters in _variants(examination.implementation):
+        if parameters["mapping"] == "symmetric":
+            continue
+        qmin, qmax = integer_format(parameters["format"]).codes(bool(parameters["narrow_range"]))
+        steps = qmax - qmin
+        for below in sorted({1, 2, steps // 2, steps // 2 + 1, steps - 1} - {0}):
+            row = np.resize([0.5 - below, 0.5 - below + steps, 0.0], max(4, parameters["group_size"] or 4))
+            x = np.tile(row, (3, 1)) * 0.25
+            x = np.ascontiguousarray(x.T) if parameters["axis"] == 1 else x
+            codes = float_codes(x, parameters["input_format"])
+            case = Case(examination.implementation.operation, parameters, {"x": codes}, {"below": below})
+            examination.once(_enclosed, case)

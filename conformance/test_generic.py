@@ -74,15 +74,16 @@ def _layouts(examination: Examination, declared: str) -> None:
     if not hasattr(examination.exchange(), "view"):
         raise Refused("the backend's own exchange makes no views")
 
-    def check(trial: Trial) -> None:
-        layout = trial.draw(st.sampled_from(LAYOUTS[declared]))
-        contiguous = trial.call().results[0]
-        other = trial.call(layout=layout).results[0]
-        trial.enclosed(other, what=f"in {layout} memory ")
-        if trial.determined():
-            trial.identical(contiguous, other, f"contiguous and {layout} memory")
+    for layout in LAYOUTS[declared]:
 
-    examination.for_all(check, variants=_granularity(examination))
+        def check(trial: Trial, layout: str = layout) -> None:
+            contiguous = trial.call().results[0]
+            other = trial.call(layout=layout).results[0]
+            trial.enclosed(other, what=f"in {layout} memory ")
+            if trial.determined():
+                trial.identical(contiguous, other, f"contiguous and {layout} memory")
+
+        examination.for_all(check, share=1 / len(LAYOUTS[declared]), variants=_granularity(examination))
 
 
 def test_cut(examination: Examination) -> None:
@@ -123,20 +124,49 @@ def test_new_contents(examination: Examination) -> None:
     examination.for_all(check, variants=())
 
 
+def _prepares(implementation: Implementation) -> bool:
+    return implementation.prepare is not None
+
+
+@pytest.mark.applies(to=_prepares)
+def test_prepared_twice(examination: Examination) -> None:
+    """What `prepare` made serves several calls: a second one on other inputs gives its own results."""
+
+    def check(trial: Trial) -> None:
+        other = trial.permuted()
+        replies = trial.call(other, trial.case, other, prepare_once=True)
+        for number, case in enumerate((other, trial.case, other)):
+            trial.enclosed(replies.results[number], case, f"in call {number + 1} with the same prepared arguments ")
+
+    examination.for_all(check, variants=())
+
+
+def _defined(trial: Trial) -> bool:
+    """Whether the reference has a value for the case; an empty set has no minimum."""
+    try:
+        trial.case.enclosures(trial.implementation.semantics)
+    except ValueError:
+        return False
+    return True
+
+
 def test_empty_axes(examination: Examination) -> None:
-    """A zero-size axis gives an empty result of the right shape, or an error; never a crash or a hang."""
+    """A zero-size axis gives an empty result of the right shape, or an error (`refused`); no crash and no hang."""
+    refusals: list[str] = []
 
     def check(trial: Trial) -> None:
         reply = trial.call(lenient=True)
-        if not reply.raised:
-            sizes = {name: array.size for name, array in reply.results[0].items()}
-            if any(sizes.values()) and "K" in trial.case.sizes and trial.case.sizes["K"] == 0:
-                trial.enclosed(reply.results[0])
         trial.examination.tally.count(trial.case, 0, 0.0, True)
+        if reply.raised:
+            refusals.append(f"{reply.raised} for {trial.case.sizes}")
+        elif any(array.size for array in reply.results[0].values()) and _defined(trial):
+            trial.enclosed(reply.results[0])  # an empty sum is 0
 
     for axis in _axes(examination):
         if axis != "G":
             examination.for_all(check, sizes={axis: 0}, share=0.1, variants=_granularity(examination))
+    if refusals and len(refusals) == examination.tally.cases:
+        raise Refused(f"raises {refusals[0]}")
 
 
 def test_axes_of_one(examination: Examination) -> None:
@@ -149,6 +179,23 @@ def test_axes_of_one(examination: Examination) -> None:
     for fixed in [{axis: 1} for axis in axes] + [dict.fromkeys(axes, 1)]:
         if _free_width(examination) or "K" not in fixed:
             examination.for_all(check, sizes=fixed, share=0.2, variants=())
+
+
+def test_every_length(examination: Examination) -> None:
+    """Every length of an axis up to 34, and those around and between powers of two, gives what its inputs give."""
+
+    def check(trial: Trial) -> None:
+        trial.enclosed(trial.call().results[0])
+
+    axes = [axis for axis in _axes(examination) if axis != "G"]
+    first = {name: values[0] for name, values in examination.implementation.supports.items()}
+    parameters = next(
+        examination.implementation.operation.combinations({n: (v,) for n, v in first.items()}, tuple(first))
+    )
+    lengths = (*range(1, 35), 40, 47, 48, 63, 64, 65, 96, 127, 128, 129, 192, 255, 256, 257)
+    for axis in axes:
+        sweep = [{**dict.fromkeys(axes, 3), axis: length} for length in lengths]
+        examination.for_all(check, sizes=sweep, fixed=parameters, variants=(), examples=1)
 
 
 def test_equal_axes(examination: Examination) -> None:

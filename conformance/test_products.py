@@ -62,7 +62,23 @@ def test_accumulator_holds_the_largest_sums(examination: Examination) -> None:
             yield f"all {low} times all -128, K={k}", np.full((2, k), low), np.full((k, 3), -128)
             yield f"all {high} times all 127, K={k}", np.full((2, k), high), np.full((k, 3), 127)
             mixed = np.where(np.arange(k) % 2, high, high - 1)
+            last = np.where(np.arange(k) == k - 1, high - 1, high)
+            yield f"the largest sum but for one odd product, K={k}", np.tile(last, (2, 1)), np.full((k, 3), 127)
             yield f"odd sums, K={k}", np.tile(mixed, (2, 1)), np.where(np.arange(3 * k).reshape(k, 3) % 3, 127, 126)
+
+    _each(examination, inputs)
+
+
+@pytest.mark.operation(*_PRODUCTS)
+def test_sums_that_cancel(examination: Examination) -> None:
+    """Half a billion up and the same down again leaves the small rest whole, where the accumulator is an integer."""
+
+    def inputs(low: int, high: int) -> Any:
+        rng = np.random.default_rng(0)
+        k = 1 << 16
+        a = rng.integers(high - 8, high, size=(2, k), endpoint=True)
+        b = np.where(np.arange(k) < k // 2, 1, -1)[:, None] * rng.integers(120, 127, size=(k, 3), endpoint=True)
+        yield f"up, then down, K={k}", a, b
 
     _each(examination, inputs)
 
@@ -127,15 +143,19 @@ def test_scales_zero_points_and_bias(examination: Examination) -> None:
 
 @pytest.mark.operation("matmul_w8a8")
 def test_zero_point_correction(examination: Examination) -> None:
-    """Zero points at the ends of the range leave the product with the whole column sum of b."""
+    """The whole z * colsum(b) leaves the product: zero points at the ends, and codes all beside a large zero point."""
     implementation = examination.implementation
+    rng = np.random.default_rng(1)
     for parameters in _variants(implementation):
         if parameters["mapping"] == "symmetric" or parameters["output_format"] != "float32":
             continue
         fmt = integer_format(parameters["a_format"])
-        rng = np.random.default_rng(1)
+        shape = implementation.operation.arguments[2].shape(parameters)
+        ends = np.resize([fmt.minimum, fmt.maximum, 1, fmt.maximum - 1], (4,) if shape else ())
         a, b = rng.integers(fmt.minimum, fmt.maximum, (4, 48), endpoint=True), rng.integers(-128, 127, (48, 6))
-        case = _case(implementation, parameters, a, b, "zero points at the ends")
-        ends = np.resize([fmt.minimum, fmt.maximum, 1, fmt.maximum - 1], case.array("a_zero_point").shape)
-        arrays = {**case.arrays, "a_zero_point": ends.astype(np.int32)}
-        examination.once(_enclosed, replace(case, arrays=arrays))
+        near, wide = fmt.maximum - 2 + rng.integers(-2, 2, (4, 8192)), rng.integers(100, 127, (8192, 3))
+        large = np.full(ends.shape, fmt.maximum - 2)
+        for what, codes, weights, zeros in (("ends", a, b, ends), ("a large zero point", near, wide, large)):
+            case = _case(implementation, parameters, codes, weights, what)
+            arrays = {**case.arrays, "a_zero_point": zeros.astype(np.int32)}
+            examination.once(_enclosed, replace(case, arrays=arrays))

@@ -39,6 +39,8 @@ class Call:
         The arguments of each run, all of the same shapes; each run sees the same addresses.
     layout : str
         A key of `lowbit_cts.conformance.buffers.STEPS`.
+    prepare_once : bool
+        Prepare the constant arguments of the first run only, and use what that made in every run.
     side_stream : bool
         Run on another stream than the default one.
     tile : tuple of (symbol, repetitions) or None
@@ -50,6 +52,7 @@ class Call:
     parameters: dict[str, Any]
     contents: tuple[Arrays, ...]
     layout: str = "contiguous"
+    prepare_once: bool = False
     side_stream: bool = False
     tile: tuple[str, int] | None = None
 
@@ -85,8 +88,8 @@ _implementations: dict[tuple[str, str], Implementation] = {}
 _exchange: Exchange
 
 
-def initialize(spec: str, backend_name: str, pipe: str, memory_limit: int | None) -> None:
-    """Prepare the process: output into the pipe, memory bounded, the backend loaded."""
+def initialize(spec: str, backend_name: str, pipe: str, memory_limit: int | None) -> int:
+    """Prepare the process: output into the pipe, memory bounded, the backend loaded; return its number."""
     global _exchange  # noqa: PLW0603  (one backend a process is what the process is for)
     output = os.open(pipe, os.O_WRONLY)
     os.dup2(output, 1)
@@ -99,6 +102,7 @@ def initialize(spec: str, backend_name: str, pipe: str, memory_limit: int | None
     backend = next(b for b in load_backends(spec) if b.name == backend_name)
     _implementations.update({(i.operation.name, i.name): i for i in backend.implementations})
     _exchange = backend.exchange()
+    return os.getpid()
 
 
 def execute(call: Call) -> Reply:
@@ -115,43 +119,56 @@ def execute(call: Call) -> Reply:
         )
     reply = Reply()
     started = time.perf_counter()
+    prepared: Any = None
+    kept: list[Any] = []
     for number, arrays in enumerate(call.contents):
-        _run_once(implementation, first, buffers, arrays, number, call.side_stream, reply)
+        given = _given(buffers, arrays)
+        if call.prepare_once and prepared is None:
+            prepared = implementation.prepared(given, call.parameters)
+        kept.append(_run_once(implementation, first, buffers, given, number, prepared, call.side_stream, reply))
         if reply.raised or reply.malformed:
             break
+    if len(reply.results) > 1 and not implementation.takes_out:
+        _recheck(operation.results, first, kept[0], reply)
     reply.seconds = time.perf_counter() - started
     if call.tile and reply.results:
         _compare_tiles(operation.results, call, reply)
     return reply
 
 
+def _given(buffers: dict[str, Buffer | None], arrays: Arrays) -> dict[str, Any]:
+    """Write a run's values into the buffers, and return the library's arrays."""
+    given: dict[str, Any] = {}
+    for name, buffer in buffers.items():
+        values = arrays[name]
+        given[name] = None
+        if buffer is not None and values is not None:
+            buffer.fill(values)
+            buffer.snapshot()
+            given[name] = _hand_over(_exchange, buffer)
+    return given
+
+
 def _run_once(
     implementation: Implementation,
     case: Case,
     buffers: dict[str, Buffer | None],
-    arrays: Arrays,
+    given: dict[str, Any],
     number: int,
+    prepared: Any,
     side_stream: bool,
     reply: Reply,
-) -> None:
+) -> Any:
+    """Run the kernel, add what was observed to the reply, and return what the kernel returned."""
     exchange, byte = _exchange, POISON[number % 2]
     results = case.operation.results
     shapes = {r.name: case.result_shape(r) for r in results}
-    given: dict[str, Any] = {}
-    for name, buffer in buffers.items():
-        values = arrays[name]
-        if buffer is None or values is None:
-            given[name] = None
-            continue
-        buffer.fill(values)
-        buffer.snapshot()
-        given[name] = _hand_over(exchange, buffer, buffer.shared)
     out = None
     if implementation.takes_out:
         outputs = [lay_out(shapes[r.name], case.format(r.name).name, "contiguous", byte) for r in results]
         for buffer in outputs:
             buffer.snapshot()
-        handed = [_hand_over(exchange, buffer, None) for buffer in outputs]
+        handed = [_hand_over(exchange, buffer) for buffer in outputs]
         out = handed[0] if len(handed) == 1 else tuple(handed)
     elif hasattr(exchange, "dirty"):
         for r in results:
@@ -159,29 +176,42 @@ def _run_once(
     stream = stream_of(exchange) if side_stream else None
     try:
         with stream or nullcontext():
-            returned = implementation.bound(given, case.parameters)(out=out)
+            returned = implementation.bound(given, case.parameters, prepared)(out=out)
         exchange.synchronize()
-    except Exception as error:  # any exception of a kernel is an answer
+    except (Exception, SystemExit) as error:  # any exception of a kernel is an answer
         reply.raised = f"{type(error).__name__}: {error}"
         returned = None
     for name, buffer in buffers.items():
         if buffer is not None:
             inside, outside = buffer.damage(_fetch(exchange, buffer, given[name]))
-            reply.changed += [name] if inside else []
-            reply.overrun += [name] if outside else []
+            reply.changed += [name] if inside and name not in reply.changed else []
+            reply.overrun += [name] if outside and name not in reply.overrun else []
     if reply.raised:
-        return
+        return None
     if implementation.takes_out:
-        for r, buffer, array in zip(results, outputs, handed, strict=True):
-            found = _fetch(exchange, buffer, array)
-            reply.overrun += [r.name] if buffer.damage(found)[1] else []
-            buffer.flat = found
-        reply.results.append({r.name: buffer.view.copy() for r, buffer in zip(results, outputs, strict=True)})
-        return
+        written = {}
+        for r, output, array in zip(results, outputs, handed, strict=True):
+            found = _fetch(exchange, output, array)
+            if output.damage(found)[1] and r.name not in reply.overrun:
+                reply.overrun.append(r.name)
+            output.flat = found
+            written[r.name] = output.view.copy()
+        reply.results.append(written)
+        return None
     reply.results.append(_collect(exchange, returned, results, case, shapes, reply))
+    return returned
 
 
-def _hand_over(exchange: Exchange, buffer: Buffer, shared: Any) -> Any:
+def _recheck(results: tuple[Argument, ...], case: Case, first: Any, reply: Reply) -> None:
+    """Say so if the first result is no longer what it was: two results in the same memory."""
+    several = first if isinstance(first, (tuple, list)) else (first,)
+    for r, value in zip(results, several, strict=True):
+        again = _exchange.to_numpy(value, case.format(r.name).name)
+        if again.tobytes() != reply.results[0][r.name].tobytes():
+            reply.malformed.append(f"result {r.name} of the first call changed when the kernel was called again")
+
+
+def _hand_over(exchange: Exchange, buffer: Buffer) -> Any:
     """Return the library's array for a buffer: a view into the moved flat array, where the exchange makes views."""
     if hasattr(exchange, "view"):
         buffer.shared = exchange.from_numpy(buffer.flat, buffer.format)

@@ -72,7 +72,14 @@ class Implementation:
         constant = self.operation.constant if self.prepare else ()
         return tuple(argument for argument in self.operation.arguments if argument.name not in constant)
 
-    def bound(self, arrays: Mapping[str, Any], parameters: Parameters) -> Callable[..., Any]:
+    def prepared(self, arrays: Mapping[str, Any], parameters: Parameters) -> Any:
+        """Return what `prepare` makes of the constant arguments; None without a `prepare`."""
+        if self.prepare is None:
+            return None
+        constants = [arrays[name] for name in self.operation.constant]
+        return self.prepare(*constants, **_named(self.prepare, parameters))
+
+    def bound(self, arrays: Mapping[str, Any], parameters: Parameters, prepared: Any = None) -> Callable[..., Any]:
         """Return the call of the kernel on arrays of the backend's library; weights are prepared here, untimed.
 
         Parameters
@@ -80,6 +87,8 @@ class Implementation:
         arrays : mapping of argument name to the library's array, or None
         parameters : mapping
             A value for every parameter of the operation.
+        prepared : object
+            What `prepared` returned for these constant arguments, to use it again.
 
         Returns
         -------
@@ -88,8 +97,7 @@ class Implementation:
         positional = [arrays[argument.name] for argument in self.moving()]
         keywords = _named(self.run, parameters)
         if self.prepare:
-            constants = [arrays[name] for name in self.operation.constant]
-            keywords["prepared"] = self.prepare(*constants, **_named(self.prepare, parameters))
+            keywords["prepared"] = self.prepared(arrays, parameters) if prepared is None else prepared
         if self.takes_out:
             return lambda out=None: self.run(*positional, **keywords, out=out)
         return lambda out=None: self.run(*positional, **keywords)
@@ -199,7 +207,7 @@ class Backend:
 
         def register(function: Callable[..., Any]) -> Callable[..., Any]:
             called = name or getattr(function, "__name__", None)
-            if not callable(function) or called is None:
+            if not callable(function) or not called:
                 raise ContractError(f"{where}: {function!r} must be a function; give anything else callable a name=")
             implementation = Implementation(
                 self, contract, called, function, semantics or Semantics(), complete, layouts, prepare

@@ -58,7 +58,7 @@ def test_identical_is_bitwise():
         (Reply(raised="ValueError: no"), "raised ValueError: no"),
         (Reply(malformed=["result y has shape (1,), must be (2,)"]), "must be (2,)"),
         (Reply(changed=["x"]), "wrote to its input x"),
-        (Reply(overrun=["scale"]), "outside the memory of scale"),
+        (Reply(overrun=["scale"]), "guard band around scale"),
     ],
 )
 def test_what_no_call_may_do(reply, words):

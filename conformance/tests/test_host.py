@@ -107,6 +107,49 @@ def test_a_backend_that_loads_only_outside_the_host_is_an_answer(tmp_path, monke
     assert "no device in a second process" in answer.message
 
 
+NEIGHBOURS = """
+import os
+import numpy as np
+from lowbit_cts.kernels import Backend
+
+backend = Backend("neighbours")
+damaged = False
+
+@backend.implements("quantize_affine")
+def culprit(x, scale, zero_point):
+    global damaged
+    damaged = True
+    return np.zeros(x.shape, np.int8)
+
+@backend.implements("quantize_affine")
+def victim(x, scale, zero_point):
+    if damaged:
+        os._exit(7)
+    return np.zeros(x.shape, np.int8)
+
+@backend.implements("quantize_affine")
+def crasher(x, scale, zero_point):
+    os._exit(8)
+"""
+
+
+def test_a_kernel_is_not_blamed_for_what_another_did_to_their_process(tmp_path, monkeypatch):
+    (tmp_path / "neighbours.py").write_text(NEIGHBOURS)
+    monkeypatch.chdir(tmp_path)
+    (neighbours,) = load_backends("neighbours")
+    kernels = KernelHost("neighbours", neighbours, timeout=5.0)
+    assert isinstance(kernels.execute(call("culprit")), Reply)
+    crashed = kernels.execute(call("crasher"))
+    assert "exit status 8" in crashed.message
+    assert not kernels.isolated  # it crashed in a process of its own, too
+    assert isinstance(kernels.execute(call("culprit")), Reply)
+    assert isinstance(kernels.execute(call("victim")), Reply)
+    assert kernels.isolated
+    assert isinstance(kernels.execute(call("culprit")), Reply)
+    assert isinstance(kernels.execute(call("victim")), Reply)
+    kernels.close()
+
+
 def test_the_documented_limit_of_a_call_is_the_backends_where_it_is_longer():
     (backend,) = load_backends("numpy")
     backend.timeout = 30.0

@@ -66,6 +66,7 @@ def test_a_misdeclared_backend_is_one_usage_error(tmp_path, operation, supports,
             "from lowbit_cts.kernels import Backend\nbackends=[Backend('a'), Backend('a')]",
             ("names must differ",),
         ),
+        ("idle", "from lowbit_cts.kernels import Backend\nbackend = Backend('idle')", ("implements nothing",)),
     ],
 )
 def test_a_backend_that_cannot_be_loaded_is_one_usage_error(tmp_path, name, text, words):

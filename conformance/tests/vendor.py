@@ -167,6 +167,17 @@ EXPECTED = {
     "no_lower_saturation": "must be",
     "zero_range_gives_nan": "must be",
     "accepts_any_group": "must raise",
+    "rounds_half_up_by_adding": "must be",
+    "wrong_for_seventeen_columns": "must be",
+    "returns_the_same_buffer": "changed when the kernel was called again",
+    "takes_dense_transposed_for_contiguous": "must be",
+    "exits_quietly": "exit status 0",
+    "calls_exit": "SystemExit",
+    "float32_accumulator": "must be",
+    "float32_linear": "must be",
+    "float_correction": "must be",
+    "destroys_what_was_prepared": "prepared",
+    "rounds_the_sum": "must be",
 }
 
 
@@ -342,6 +353,78 @@ def reads_past_the_end(x, scale, zero_point, *, granularity, axis):
 def no_lower_saturation(x, scale, zero_point, *, granularity, axis):
     codes = np.rint(x / _column(scale, granularity, axis)) + _column(zero_point, granularity, axis)
     return np.nan_to_num(np.minimum(codes, 127), neginf=-128).astype(np.int64).astype(np.int8)
+
+
+@_wrong("quantize_affine", supports=PLACES, semantics=Semantics(rounding=Rounding.HALF_UP))
+def rounds_half_up_by_adding(x, scale, zero_point, *, granularity, axis):
+    quotient = x / _column(scale, granularity, axis)
+    return _saturated(np.floor(quotient + np.float32(0.5)) + _column(zero_point, granularity, axis))
+
+
+@_fault
+def wrong_for_seventeen_columns(x, scale, zero_point, *, granularity, axis):
+    codes = divides(x, scale, zero_point, granularity=granularity, axis=axis)
+    return codes ^ 1 if x.shape[1] == 17 else codes
+
+
+_static = np.zeros(1 << 20, np.int8)
+
+
+@_fault
+def returns_the_same_buffer(x, scale, zero_point, *, granularity, axis):
+    mine = _static[: x.size].reshape(x.shape)
+    mine[...] = divides(x, scale, zero_point, granularity=granularity, axis=axis)
+    return mine
+
+
+@_fault
+def takes_dense_transposed_for_contiguous(x, scale, zero_point, *, granularity, axis):
+    if x.flags.f_contiguous and not x.flags.c_contiguous:
+        x = x.T.reshape(x.shape)
+    return divides(x, scale, zero_point, granularity=granularity, axis=axis)
+
+
+@_fault
+def exits_quietly(x, scale, zero_point, *, granularity, axis):
+    if x.shape[0] > 8:
+        os._exit(0)
+    return divides(x, scale, zero_point, granularity=granularity, axis=axis)
+
+
+@_fault
+def calls_exit(x, scale, zero_point, *, granularity, axis):
+    raise SystemExit(1)
+
+
+@_wrong("matmul_int8")
+def float32_accumulator(a, b):
+    return (a.astype(np.float32) @ b.astype(np.float32)).astype(np.int32)
+
+
+@_wrong("matmul_w8a8")
+def float32_linear(a, a_scale, a_zero_point, b, b_scale, bias):
+    return in_float32(a, a_scale, a_zero_point, b, b_scale, bias)
+
+
+@_wrong("matmul_w8a8")
+def float_correction(a, a_scale, a_zero_point, b, b_scale, bias):
+    total = (a.astype(np.int32) @ b.astype(np.int32)).astype(np.float32)
+    correction = a_zero_point[:, None].astype(np.float32) * b.sum(0, dtype=np.int32).astype(np.float32)
+    return (total - correction) * a_scale[:, None] * b_scale + bias
+
+
+@_wrong("matmul_int8", prepare=lambda b: b.astype(np.int32))
+def destroys_what_was_prepared(a, *, prepared):
+    y = a.astype(np.int32) @ prepared
+    prepared[...] = 0
+    return y
+
+
+@_wrong("choose_qparams_affine", supports={"narrow_range": True})
+def rounds_the_sum(x):
+    low, high = np.minimum(x.min(), np.float32(0)), np.maximum(x.max(), np.float32(0))
+    scale = np.maximum((high - low) / np.float32(254), np.float32(2.0**-23))
+    return scale, np.asarray(np.clip(np.rint(-127 - low / scale), -127, 127), np.int32)
 
 
 @_wrong("matmul_int8")
