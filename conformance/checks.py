@@ -114,8 +114,17 @@ def identical(one: dict[str, np.ndarray], other: dict[str, np.ndarray], case: Ca
             )
 
 
-def source(case: Case, limit: int = 120) -> str:
-    """Return the inputs as NumPy source; of arrays beyond `limit` elements the beginning, and what made them."""
+#: Arrays of more elements than this are shown by their beginning, and kept in a file.
+SHOWN = 120
+
+
+def large(case: Case) -> dict[str, np.ndarray]:
+    """Return the arrays of a case that are too large to be shown whole."""
+    return {name: array for name, array in case.arrays.items() if array is not None and array.size > SHOWN}
+
+
+def source(case: Case, saved: str | None = None) -> str:
+    """Return the inputs as NumPy source; arrays too large to be shown are loaded from the file `saved`."""
     lines = [f"parameters = {_plain(case.parameters)}"]
     for argument in case.operation.arguments:
         array = case.arrays[argument.name]
@@ -123,15 +132,14 @@ def source(case: Case, limit: int = 120) -> str:
             lines.append(f"{argument.name} = None")
             continue
         format = argument.format(case.parameters)
-        numbers = (
-            f"  # codes of {format}" if isinstance(FORMATS[format], FloatFormat) and array.dtype.kind == "u" else ""
-        )
-        if array.size <= limit:
-            lines.append(f"{argument.name} = np.array({_list(array)}, np.{array.dtype}){_reshape(array)}{numbers}")
+        coded = isinstance(FORMATS[format], FloatFormat) and array.dtype.kind == "u"
+        note = f"  # codes of {format}" if coded else ""
+        if array.size <= SHOWN:
+            lines.append(f"{argument.name} = np.array({_list(array)}, np.{array.dtype}){_reshape(array)}{note}")
         else:
-            lines.append(
-                f"{argument.name} = ...  # {array.dtype}{list(array.shape)}, begins {_list(array.ravel()[:8])}"
-            )
+            value = f"np.load({saved!r})[{argument.name!r}]" if saved else "..."
+            begins = f"{array.dtype}{list(array.shape)}, begins {_list(array.ravel()[:8])}"
+            lines.append(f"{argument.name} = {value}  # {begins}")
     lines.append(f"# made from {_plain(case.origin)}")
     return "\n".join(lines)
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, Phase, Verbosity, find, given, seed, setting
 from hypothesis import strategies as st
 from hypothesis.errors import Flaky
 
-from lowbit_cts.conformance.checks import Tally, Violation, enclosed, identical, observed, source
+from lowbit_cts.conformance.checks import Tally, Violation, enclosed, identical, observed
 from lowbit_cts.conformance.host import KernelHost, Lost
 from lowbit_cts.conformance.profiles import Profile
 from lowbit_cts.conformance.strategies import draw_case
@@ -304,8 +304,8 @@ def _cuts(violation: Violation) -> Iterable[Case]:
             yield replace(smaller, origin={**case.origin, "cut": dict(keep)})
 
 
-def failure_text(violation: Violation, implementation: Implementation, reproduce: str) -> str:
-    """Return what a failing test prints."""
+def failure_text(violation: Violation, implementation: Implementation, inputs: str, reproduce: str) -> str:
+    """Return what a failing test prints; `inputs` is the case as NumPy source."""
     semantics = implementation.semantics.described(implementation.operation.semantics)
     return "\n".join(
         [
@@ -314,7 +314,7 @@ def failure_text(violation: Violation, implementation: Implementation, reproduce
             f"  operation: {implementation.operation.name}, {implementation.operation.summary}",
             f"  declared semantics: {', '.join(f'{k}={v}' for k, v in semantics.items()) or 'none needed'}",
             "  inputs:",
-            *(f"    {line}" for line in source(violation.case).splitlines()),
+            *(f"    {line}" for line in inputs.splitlines()),
             f"  reproduce: {reproduce}",
         ]
     )

@@ -10,12 +10,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import pytest
 
 from lowbit_cts import __version__
 from lowbit_cts.conformance import waivers
 from lowbit_cts.conformance.profiles import PROFILES, Profile
-from lowbit_cts.kernels import OPERATIONS, Backend, ContractError, Implementation
+from lowbit_cts.kernels import OPERATIONS, Backend, Case, ContractError, Implementation
 from lowbit_cts.kernels.discovery import default_backends, load_backends
 from lowbit_cts.reports import device, evidence
 
@@ -245,7 +246,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]
     examination = cast("Examination | None", pyfuncitem.funcargs.get("examination"))
     if examination is None:
         return (yield)
-    from lowbit_cts.conformance.checks import Violation, source
+    from lowbit_cts.conformance.checks import Violation
     from lowbit_cts.conformance.examination import Refused, failure_text
 
     suite = pyfuncitem.config.stash[_SUITE]
@@ -273,10 +274,11 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]
     message = str(violation or refusal or "") or None
     if verdict == "mistrusted":
         message = f"proved nothing: {tally.cases} cases, none of them able to tell a right kernel from a constant one"
+    inputs = _inputs(suite, implementation, property_name, violation.case) if violation else None
     record = _verdict(
         suite, implementation, property_name, verdict, violation.case.parameters if violation else tally.parameters,
         cases=tally.cases, elements=tally.elements, worst=None if violation or refusal else tally.worst,
-        message=message, counterexample=source(violation.case) if violation else None,
+        message=message, counterexample=inputs,
         reproduce=reproduce if violation else None, waiver=waiver.id if waiver else None,
         seconds=examination.seconds(),
     )  # fmt: skip
@@ -292,12 +294,26 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]
         pyfuncitem.user_properties.append(("lowbit_cts_waiver", waiver.id))
         pytest.xfail(f"waived ({waiver.id}): {waiver.reason} {waiver.link}")
     if violation:
-        pytest.fail(failure_text(violation, implementation, reproduce), pytrace=False)
+        pytest.fail(failure_text(violation, implementation, inputs or "", reproduce), pytrace=False)
     if verdict == "mistrusted":
         pytest.fail(f"MISTRUSTED: {implementation.id}\n  {message}\n  reproduce: {reproduce}", pytrace=False)
     for stale in candidates:
         pyfuncitem.user_properties.append(("lowbit_cts_waiver_unused", stale.id))
     return result
+
+
+def _inputs(suite: Suite, implementation: Implementation, property_name: str, case: Case) -> str:
+    """Return a case as NumPy source, its large arrays in a file beside the evidence."""
+    from lowbit_cts.conformance.checks import large, source
+
+    arrays = large(case)
+    if not arrays:
+        return source(case)
+    name = f"{suite.run}-{implementation.id.replace('/', '-')}-{property_name}.npz"
+    path = suite.file(implementation.backend).parent / "counterexamples" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+    return source(case, str(path))
 
 
 def _reproduce(item: pytest.Function, suite: Suite) -> str:

@@ -181,9 +181,9 @@ def _run_once(
     except (Exception, SystemExit) as error:  # any exception of a kernel is an answer
         reply.raised = f"{type(error).__name__}: {error}"
         returned = None
-    for name, buffer in buffers.items():
-        if buffer is not None:
-            inside, outside = buffer.damage(_fetch(exchange, buffer, given[name]))
+    for name, held in buffers.items():
+        if held is not None:
+            inside, outside = held.damage(_fetch(exchange, held, given[name]))
             reply.changed += [name] if inside and name not in reply.changed else []
             reply.overrun += [name] if outside and name not in reply.overrun else []
     if reply.raised:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lowbit_cts.conformance.checks import Tally, Violation, enclosed, identical, observed, source
+from lowbit_cts.conformance.checks import Tally, Violation, enclosed, identical, large, observed, source
 from lowbit_cts.conformance.worker import Reply
 from lowbit_cts.kernels import OPERATIONS, Case, Semantics
 
@@ -88,3 +88,13 @@ def test_results_that_are_all_alike_prove_nothing():
     tally.count(zeros, *found)
     assert (tally.cases, tally.informative) == (1, 0)
     assert check([3, 5, 127, 0])[2]
+
+
+def test_large_arrays_are_loaded_from_a_file(tmp_path):
+    big = Case(CASE.operation, CASE.parameters, {**CASE.arrays, "x": np.arange(400, dtype=np.float32).reshape(20, 20)})
+    path = str(tmp_path / "case.npz")
+    np.savez_compressed(path, **large(big))
+    names: dict = {"np": np}
+    exec(source(big, path), names)
+    assert np.array_equal(names["x"], big.arrays["x"])
+    assert list(large(big)) == ["x"]
