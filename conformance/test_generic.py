@@ -1,6 +1,7 @@
 """What every implementation faces, whatever its operation."""
 
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import psutil
@@ -188,10 +189,7 @@ def test_every_length(examination: Examination) -> None:
         trial.enclosed(trial.call().results[0])
 
     axes = [axis for axis in _axes(examination) if axis != "G"]
-    first = {name: values[0] for name, values in examination.implementation.supports.items()}
-    parameters = next(
-        examination.implementation.operation.combinations({n: (v,) for n, v in first.items()}, tuple(first))
-    )
+    parameters = _first(examination)
     lengths = (*range(1, 35), 40, 47, 48, 63, 64, 65, 96, 127, 128, 129, 192, 255, 256, 257)
     for axis in axes:
         sweep = [{**dict.fromkeys(axes, 3), axis: length} for length in lengths]
@@ -356,10 +354,15 @@ def test_more_than_two_to_the_31_elements(examination: Examination) -> None:
     examination.for_all(check, sizes=sizes, variants=(), examples=1)
 
 
-def _axes(examination: Examination) -> list[str]:
+def _first(examination: Examination) -> dict[str, Any]:
+    """Return the first supported combination of parameters."""
     implementation = examination.implementation
-    parameters = next(implementation.operation.combinations(implementation.supports, tuple(implementation.supports)))
-    symbols = [s for a in implementation.operation.arguments for s in a.shape(parameters)]
+    return next(implementation.operation.combinations(implementation.supports, tuple(implementation.supports)))
+
+
+def _axes(examination: Examination) -> list[str]:
+    arguments, parameters = examination.implementation.operation.arguments, _first(examination)
+    symbols = [s for a in arguments for s in a.shape(parameters)]
     return list(dict.fromkeys(symbols))
 
 

@@ -37,7 +37,7 @@ def test_right_kernels_of_many_semantics_pass(tmp_path):
     wrong = [f"{v.implementation} {v.property}: {v.message}" for v in verdicts if v.verdict in FAILED]
     assert not wrong
     assert done.returncode == 0
-    assert len(by_implementation(verdicts)) == 13
+    assert len(by_implementation(verdicts)) == 14
 
 
 def test_every_planted_fault_is_caught_with_a_readable_counterexample(tmp_path):

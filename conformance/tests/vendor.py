@@ -128,6 +128,18 @@ def scales(codes, scale, zero_point, *, granularity, axis):
     return shifted.astype(np.float32) * _column(scale, granularity, axis)
 
 
+_BOTH = ("float32", "float8_e4m3fn")
+
+
+@right.implements("cast_float8", supports={"source": _BOTH, "target": _BOTH})
+def casts_both_ways(x, *, source, target):
+    from lowbit_cts.kernels.numpy import float8
+
+    if source == "float32":
+        return float8.encode(x, target, saturate=True)
+    return float8.decode(x, source)
+
+
 # Wrong kernels ------------------------------------------------------------------------------------------------------
 
 #: Wrong kernel to a word that its failure message must hold.
