@@ -16,7 +16,7 @@ _CASTS = [
 
 ROWS = [
     Row("add_int8", _LAYER, _BATCH),
-    *(Row("cast_float8", _LAYER, _BATCH, parameters=parameters) for parameters in _CASTS),
+    *(Row("cast_float", _LAYER, _BATCH, parameters=parameters) for parameters in _CASTS),
 ]
 
 

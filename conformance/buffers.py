@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from lowbit_cts.reference.formats import FORMATS, FloatFormat
+from lowbit_cts.reference.formats import FORMATS, FloatFormat, NanCodes
 
 #: Elements of poison before and after every argument: tiles of 16 vectors of 64 single bytes.
 GUARD = 1024
@@ -29,13 +29,15 @@ LAYOUTS = {
 
 
 def poison(count: int, format: str, byte: int) -> np.ndarray:
-    """Return `count` codes that no kernel should look at: NaN for floats (its payload from `byte`), `byte` else."""
+    """Return `count` codes that no kernel should look at: NaN where there is one; what is free of it from `byte`."""
     fmt = FORMATS[format]
     codes = np.full(count * fmt.carrier.itemsize, byte, np.uint8).view(fmt.carrier)
-    if isinstance(fmt, FloatFormat):
-        bits = np.full(count, fmt.nan_magnitude | (byte & ((1 << (fmt.mantissa_bits - 1)) - 1)), np.uint64)
-        return bits.astype(f"u{fmt.carrier.itemsize}").view(fmt.carrier)
-    return codes
+    if not isinstance(fmt, FloatFormat):
+        return codes
+    poisonous = byte & ((1 << fmt.bits) - 1) if fmt.nan_code is None else fmt.nan_code
+    if fmt.nan is NanCodes.IEEE:
+        poisonous |= byte & ((1 << (fmt.mantissa_bits - 1)) - 1)
+    return np.full(count, poisonous, f"u{fmt.carrier.itemsize}").view(fmt.carrier)
 
 
 @dataclass

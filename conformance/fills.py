@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lowbit_cts.reference.formats import FloatFormat, IntegerFormat, decode, encode, float_format
+from lowbit_cts.reference.encoding import encode
+from lowbit_cts.reference.formats import FloatFormat, IntegerFormat, decode, float_format
 
 Generator = np.random.Generator
 _MAX = float(np.finfo(np.float32).max)
@@ -114,11 +115,15 @@ CODES = ("uniform", "extremes", "single", "small")
 
 
 def boundaries(fmt: FloatFormat) -> np.ndarray:
-    """Return every decision boundary of a small float as float64: all midpoints, values and the overflow edges."""
-    top = fmt.infinity_magnitude
-    values = decode(np.arange(top), fmt)
+    """Return every decision boundary of a small float as float64: all midpoints, values and the overflow edges.
+
+    Of E8M0 without those among the subnormal numbers of float32, which have a property of their own.
+    """
+    values = decode(np.arange(fmt.largest_magnitude + 1), fmt)
     step = values[-1] - values[-2]
     edges = np.concatenate([values, (values[:-1] + values[1:]) / 2, values[-1] + step * np.array([0.5, 1.0, 2.0])])
+    if not fmt.zero:
+        edges = edges[edges >= 2.0**-126]
     return np.concatenate([edges, -edges])
 
 
@@ -133,16 +138,16 @@ def float_values(rng: Generator, count: int, source: FloatFormat, target: FloatF
     values = rng.standard_normal(count) * np.exp(2 * rng.standard_normal(count))
     if family == "specials":
         values = np.where(rng.random(count) < 0.5, rng.choice(SPECIALS, size=count), values)
-    return encode(values, source)
+    return values if source.name == "float64" else encode(values, source)
 
 
 def neighbours(values: np.ndarray, fmt: FloatFormat, steps: np.ndarray) -> np.ndarray:
     """Return the codes of finite values in `fmt`, moved by `steps` units in the last place away from zero."""
-    codes = encode(values, fmt)
+    codes = np.asarray(values, fmt.carrier) if fmt.name == "float64" else encode(values, fmt)
     unsigned = f"u{fmt.carrier.itemsize}"
     bits = codes.view(unsigned).astype(np.int64)
-    magnitude = bits & ((1 << (fmt.bits - 1)) - 1)
-    moved = np.clip(magnitude + steps, 0, fmt.infinity_magnitude - 1)
+    magnitude = bits & (fmt.sign_bit - 1)  # all of them without a sign
+    moved = np.clip(magnitude + steps, 0, fmt.largest_magnitude)
     return ((bits - magnitude) | moved).astype(unsigned).view(fmt.carrier)
 
 

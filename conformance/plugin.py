@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from lowbit_cts import __version__
-from lowbit_cts.conformance import waivers
+from lowbit_cts.conformance import resume, waivers
 from lowbit_cts.conformance.profiles import PROFILES, Profile
 from lowbit_cts.kernels import OPERATIONS, Backend, Case, ContractError, Implementation
 from lowbit_cts.kernels.discovery import default_backends, load_backends
@@ -38,6 +38,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--profile", choices=list(PROFILES), default="smoke", help="how long to look (default: smoke)")
     group.addoption("--seed", type=int, default=None, help="explore with this seed (default: the same cases every run)")
     group.addoption("--results", default="results", metavar="FOLDER", help="where evidence goes (default: results)")
+    group.addoption(
+        "--resume", action="store_true",
+        help="go on with the newest run of this profile in the results folder: what it has settled is not run again",
+    )  # fmt: skip
     group.addoption("--waivers", default=None, metavar="FILE", help="further waivers, a TOML file")
 
 
@@ -66,12 +70,33 @@ class Suite:
         self.profile: Profile = PROFILES[config.getoption("--profile")]
         self.seed: int | None = config.getoption("--seed")
         worker = getattr(config, "workerinput", None)
-        self.run: str = worker["lowbit_cts_run"] if worker else evidence.new_run()
+        if worker:
+            self.run: str = worker["lowbit_cts_run"]
+            self.resumed: bool = worker["lowbit_cts_resumed"]
+            self.settled = {cast(resume.Key, tuple(key)) for key in worker["lowbit_cts_settled"]}
+        else:
+            old = self._old_run()
+            self.run, self.resumed = old or evidence.new_run(), old is not None
+            self.settled = resume.settled(self.results, old) if old else set()
         self.hosts: dict[int, KernelHost] = {}
         self.lost: Counter[str] = Counter()
         self.used_waivers: set[str] = set()
         self._backends: list[tuple[str, Backend]] | None = None
         self._waivers: list[waivers.Waiver] | None = None
+
+    @property
+    def results(self) -> Path:
+        """The folder of the evidence."""
+        return Path(self.config.getoption("--results"))
+
+    def _old_run(self) -> str | None:
+        """Return the id of the run to go on with, where that is wished and there is one."""
+        if not self.config.getoption("--resume"):
+            return None
+        old = resume.newest_run(self.results, self.profile.name, self.seed, __version__)
+        if old is not None:
+            resume.settle(self.results, old)
+        return old
 
     @property
     def backends(self) -> list[tuple[str, Backend]]:
@@ -111,7 +136,7 @@ class Suite:
 
     def file(self, backend: Backend) -> Path:
         """Return the evidence file of this run for a backend's device."""
-        return Path(self.config.getoption("--results")) / _slug(backend) / f"conformance-{self.run}.jsonl"
+        return self.results / _slug(backend) / f"conformance-{self.run}.jsonl"
 
 
 _SUITE: pytest.StashKey[Suite] = pytest.StashKey()
@@ -126,8 +151,11 @@ def _slug(backend: Backend) -> str:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Tell an xdist worker which run it belongs to."""
-    node.workerinput["lowbit_cts_run"] = node.config.stash[_SUITE].run
+    """Tell an xdist worker which run it belongs to, and what that has settled."""
+    suite = node.config.stash[_SUITE]
+    node.workerinput["lowbit_cts_run"] = suite.run
+    node.workerinput["lowbit_cts_resumed"] = suite.resumed
+    node.workerinput["lowbit_cts_settled"] = [list(key) for key in suite.settled]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -150,19 +178,40 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the exhaustive properties, unless the profile is, and those that speak of no implementation here."""
-    exhaustive = config.stash[_SUITE].profile.exhaustive
+    """Leave out the exhaustive properties, unless the profile is, those of no implementation here, and the settled."""
+    suite = config.stash[_SUITE]
+    exhaustive = suite.profile.exhaustive
 
     def belongs(item: pytest.Item) -> bool:
         if item.get_closest_marker("exhaustive") and not exhaustive:
             return False
         callspec = getattr(item, "callspec", None)  # a property that no implementation here is about
-        return callspec is None or isinstance(callspec.params.get("examination", True), (Implementation, bool))
+        examined = callspec.params.get("examination", True) if callspec else True
+        if isinstance(examined, Implementation):
+            return _key(cast(pytest.Function, item), examined) not in suite.settled
+        return examined is True
 
     left_out = [item for item in items if not belongs(item)]
     if left_out:
         items[:] = [item for item in items if belongs(item)]
         config.hook.pytest_deselected(items=left_out)
+
+
+def _key(item: pytest.Function, implementation: Implementation) -> resume.Key:
+    backend = implementation.backend
+    return (
+        backend.name, backend.version, implementation.operation.name, implementation.name, _property(item),
+        _part(item).get("shard"),
+    )  # fmt: skip
+
+
+def _property(item: pytest.Function) -> str:
+    return item.originalname.removeprefix("test_")
+
+
+def _part(item: pytest.Function) -> dict[str, Any]:
+    """Return the parameters of a property that is examined in parts."""
+    return {name: value for name, value in item.callspec.params.items() if name != "examination"}
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -172,7 +221,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if config.option.collectonly or (worker and worker["workerid"] != "gw0"):
         return
     if any("examination" in getattr(item, "fixturenames", ()) for item in session.items):
-        _begin(config.stash[_SUITE])
+        suite = config.stash[_SUITE]
+        if not suite.resumed:
+            _begin(suite)
 
 
 def _begin(suite: Suite) -> None:
@@ -251,7 +302,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]
 
     suite = pyfuncitem.config.stash[_SUITE]
     implementation = examination.implementation
-    property_name = pyfuncitem.originalname.removeprefix("test_")
+    property_name = _property(pyfuncitem)
     violation: Violation | None = None
     refusal: Refused | None = None
     if suite.lost[implementation.id] >= _LOST_PROPERTIES:
@@ -276,7 +327,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]
         message = f"proved nothing: {tally.cases} cases, none of them able to tell a right kernel from a constant one"
     inputs = _inputs(suite, implementation, property_name, violation.case) if violation else None
     record = _verdict(
-        suite, implementation, property_name, verdict, violation.case.parameters if violation else tally.parameters,
+        suite, implementation, property_name, verdict,
+        {**(violation.case.parameters if violation else tally.parameters), **_part(pyfuncitem)},
         cases=tally.cases, elements=tally.elements, worst=None if violation or refusal else tally.worst,
         message=message, counterexample=inputs,
         reproduce=reproduce if violation else None, waiver=waiver.id if waiver else None,
@@ -347,6 +399,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """End the kernel hosts; fail a run whose waivers match nothing any more."""
     for host in session.config.stash[_SUITE].hosts.values():
         host.close()
+    if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and session.config.stash[_SUITE].settled:
+        session.exitstatus = pytest.ExitCode.OK
     if exitstatus == 0 and _stale_waivers() and not hasattr(session.config, "workerinput"):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -354,14 +408,16 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Say how many properties got which verdict, and where the evidence is."""
     verdicts = {value: count for (key, value), count in _counts.items() if key == "lowbit_cts_verdict"}
-    if not verdicts:
+    suite = config.stash[_SUITE]
+    if not verdicts and not suite.settled:
         return
     order = [*evidence.VERDICTS, "waived"]
     said = ", ".join(f"{verdicts[name]} {name}" for name in order if name in verdicts)
     terminalreporter.section("Lowbit-CTS")
-    terminalreporter.write_line(f"{sum(verdicts.values())} properties: {said}")
+    terminalreporter.write_line(f"{sum(verdicts.values())} properties: {said or 'nothing left to examine'}")
+    if suite.settled:
+        terminalreporter.write_line(f"{len(suite.settled)} settled before, see --resume")
     for name in _stale_waivers():
         terminalreporter.write_line(f"waiver {name} matches nothing any more: remove it", red=True)
-    suite = config.stash[_SUITE]
     files = dict.fromkeys(str(suite.file(backend)) for _, backend in suite.backends)
     terminalreporter.write_line(f"evidence: {', '.join(files)}")

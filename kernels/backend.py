@@ -11,6 +11,7 @@ from lowbit_cts.kernels import operations as _operations  # noqa: F401  (fills O
 from lowbit_cts.kernels.exchange import EXCHANGES, Exchange, make_exchange
 from lowbit_cts.kernels.operation import OPERATIONS, Argument, Operation, Parameters
 from lowbit_cts.kernels.semantics import Semantics
+from lowbit_cts.reference.choices import Rounding
 
 #: Memory layouts of arguments, declared like a parameter under the name "layout".
 LAYOUTS = ("contiguous", "strided", "offset")
@@ -51,6 +52,11 @@ class Implementation:
     def id(self) -> str:
         """Return backend/operation/name."""
         return f"{self.backend.name}/{self.operation.name}/{self.name}"
+
+    @property
+    def random(self) -> bool:
+        """Whether results may differ from call to call (stochastic rounding)."""
+        return self.operation.random and self.semantics.rounding is Rounding.STOCHASTIC
 
     @property
     def takes_out(self) -> bool:
@@ -194,6 +200,9 @@ class Backend:
         contract = OPERATIONS[operation]
         if semantics is not None and not isinstance(semantics, Semantics):
             raise ContractError(f"{where}: semantics must be a Semantics, not {type(semantics).__name__}")
+        if semantics is not None and semantics.rounding is Rounding.STOCHASTIC and not contract.random:
+            admissible = [rounding for rounding in Rounding if rounding is not Rounding.STOCHASTIC]
+            _demand(False, f"{where}: Semantics.rounding: 'stochastic' is not admissible here", admissible)
         if supports is not None and not isinstance(supports, Mapping):
             raise ContractError(f"{where}: supports must map parameters to values, not be a {type(supports).__name__}")
         values = {key: _listed(value) for key, value in (supports or {}).items()}

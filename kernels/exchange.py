@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from lowbit_cts.reference.formats import FORMATS
+from lowbit_cts.reference.formats import FLOAT8_FORMATS, FORMATS
 
 
 class ExchangeError(TypeError):
@@ -79,8 +79,8 @@ class TorchExchange:
 
         self.torch = torch
         self.device = torch.device(device)
-        special = {"bfloat16": torch.bfloat16, "float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
-        self.special = special
+        names = ("bfloat16", *FLOAT8_FORMATS, "float8_e8m0fnu")
+        self.special = {name: getattr(torch, name) for name in names}
 
     def dtype(self, format: str) -> Any:
         """Return the torch dtype of a format."""

@@ -99,8 +99,9 @@ class Case:
             array = self.arrays[argument.name]
             if array is not None:
                 found |= dict(zip(argument.shape(self.parameters), array.shape, strict=True))
-        if self.parameters.get("group_size"):
-            found.setdefault("G", found["K"] // self.parameters["group_size"])
+        for symbol, length in self.operation.derived.items():
+            if symbol not in found and (derived := length(found, self.parameters)) is not None:
+                found[symbol] = derived
         return found
 
     def array(self, name: str) -> np.ndarray:
@@ -164,6 +165,12 @@ class Operation:
         Whether a combination of admissible values is one of the operation's.
     work : callable of the case
         Arithmetic operations of a call.
+    derived : mapping of symbol to callable of (sizes, parameters)
+        The lengths of axes that follow from those of others (groups, packed words); None where there is no such axis.
+    multiples : callable of the parameters
+        The axes whose length must be a multiple of a number (a block), and that number.
+    random : bool
+        Whether ``rounding="stochastic"`` is admissible.
     """
 
     name: str
@@ -179,6 +186,9 @@ class Operation:
     work: Callable[[Case], float]
     constant: tuple[str, ...] = ()
     admits: Callable[[Parameters], bool] = field(default=lambda parameters: True)
+    derived: Mapping[str, Callable[[Mapping[str, int], Parameters], int | None]] = field(default_factory=dict)
+    multiples: Callable[[Parameters], Mapping[str, int]] = field(default=lambda parameters: {})
+    random: bool = False
 
     def combinations(self, supports: Mapping[str, tuple[Any, ...]], names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
         """Yield the supported combinations of the named parameters that are the operation's, idle ones as None."""

@@ -9,6 +9,7 @@ from lowbit_cts.reference.choices import (
     Contraction,
     DequantizeForm,
     Division,
+    OutsideDomain,
     Overflow,
     Precision,
     RangeRule,
@@ -53,6 +54,7 @@ class Semantics:
     epsilon: float = 2.0**-23
     dequantize_form: DequantizeForm = DequantizeForm.SUBTRACT_FIRST
     overflow: Overflow = Overflow.SATURATE
+    outside_domain: OutsideDomain = OutsideDomain.NAN
     accumulator: Accumulator = Accumulator.INT32
     zero_point_correction: ZeroPointCorrection = ZeroPointCorrection.INTEGER
 

@@ -376,7 +376,7 @@ def _rounded_quotient(
         divides = representable(quotient, _FLOAT32) & (quotient * b == a)
         if division is not Division.DIVIDE:
             divides &= power_of_two(np.asarray(b, np.float64))
-        slack = np.where(exactly & divides, 0.0, gamma(3, _U32) * np.abs(quotient) + _FLOAT32.smallest_subnormal)
+        slack = np.where(exactly & divides, 0.0, gamma(3, _U32) * np.abs(quotient) + _FLOAT32.smallest)
         found = within(quotient, slack, _FLOAT32)
     return found.exact, np.maximum(found.lo, 0.0), found.hi
 

@@ -49,6 +49,7 @@ class Rounding(StrEnum):
     TOWARD_ZERO = "toward_zero"  # truncation
     DOWN = "down"  # floor
     UP = "up"  # ceiling
+    STOCHASTIC = "stochastic"  # up or down, each the likelier the nearer; only where an operation says so
 
 
 class ZeroPointOrder(StrEnum):
@@ -119,11 +120,88 @@ class DequantizeForm(StrEnum):
 
 
 class Overflow(StrEnum):
-    """What a float8 cast makes of a magnitude beyond the largest finite value."""
+    """What a cast makes of a magnitude beyond the largest finite value."""
 
     SATURATE = "saturate"  # the largest finite value, for infinities too
     SATURATE_FINITE = "saturate_finite"  # for finite inputs only; infinities stay Inf, or NaN where there is none
     INFINITY_OR_NAN = "infinity_or_nan"  # Inf where the format has one, else NaN
+
+
+class OutsideDomain(StrEnum):
+    """What a format with neither zero nor sign (E8M0) makes of zero and negative numbers."""
+
+    NAN = "nan"  # NaN (ml_dtypes)
+    MAGNITUDE = "magnitude"  # the sign is dropped, zero becomes the smallest number (torch)
+
+
+class Requantization(StrEnum):
+    """How a sum in int32 is scaled to codes, before the zero point is added and the codes are clamped."""
+
+    DOUBLE_ROUNDING = "double_rounding"  # 31-bit multiplier, ties up, then a shift, ties away (gemmlowp, TFLite)
+    SINGLE_ROUNDING = "single_rounding"  # 31-bit multiplier and shift at once, ties up (TFLITE_SINGLE_ROUNDING)
+    FLOAT32 = "float32"  # float32(sum) * scale in float32, ties to even (XNNPACK fp32, FBGEMM, onnxruntime)
+    RNDNU = "rndnu"  # 24-bit multiplier, the float32 scale itself, and shift at once, ties up (XNNPACK on Arm)
+    RNDNU16 = "rndnu16"  # a shift to 16 bits, then a 15-bit multiplier, ties up twice (XNNPACK's uint8 on Arm)
+
+
+class ScaleMode(StrEnum):
+    """The exponent of an MX block's scale: from the block's largest magnitude, amax, and the format of its elements."""
+
+    FLOOR = "floor"  # floor(log2 amax) - emax             (OCP MX 1.0 §6.3: microxcaling, ggml, torchao)
+    CEIL = "ceil"  # ceil(log2 amax) - emax                (torchao)
+    RCEIL = "rceil"  # ceil(log2(amax / max)), the quotient in float32   (cuBLAS, TransformerEngine, torchao)
+    EVEN = "even"  # floor, of amax rounded half up to the mantissa of the elements    (torchao, compressed-tensors)
+    EVEN_E2M1 = "even_e2m1"  # floor, of amax rounded half up to E2M1's one bit  (compressed-tensors for MXFP8)
+
+
+class NanInBlock(StrEnum):
+    """What a NaN makes of the scale of its block (MX, NVFP4)."""
+
+    NAN_SCALE = "nan_scale"  # NaN, and with it the whole block        (torchao, microxcaling, compressed-tensors)
+    IGNORED = "ignored"  # the scale is that of the numbers beside it  (TransformerEngine: IEEE's maximumNumber)
+
+
+class InfinityInBlock(StrEnum):
+    """What an infinity makes of the E8M0 scale of its block."""
+
+    NAN_SCALE = "nan_scale"  # NaN, and with it the whole block    (microxcaling, compressed-tensors)
+    LARGEST_SCALE = "largest_scale"  # 2**127       (TransformerEngine, torchao's rceil: cvt.satfinite.ue8m0x2)
+    NEXT_POWER = "next_power"  # it counts as 2**128        (torchao's floor, ceil and even)
+
+
+class GlobalScaleRule(StrEnum):
+    """The float32 scale of a whole NVFP4 matrix: which number is stored."""
+
+    AMAX_OVER_2688 = "amax_over_2688"  # g = amax / (6 * 448), x ~ e s g          (torchao, Model-Optimizer)
+    RECIPROCAL = "reciprocal"  # G = 6 * 448 / amax, x ~ e s / G; 1 where infinite     (compressed-tensors)
+    SATURATED_RECIPROCAL = "saturated_reciprocal"  # the same; the largest float32 where infinite (TransformerEngine)
+
+
+class BlockScaleSteps(StrEnum):
+    """The float32 operations of an NVFP4 block scale before its rounding to E4M3; g = 1 / G is the global scale."""
+
+    DIVIDE = "divide"  # (amax / 6) / g, or (amax / 6) * G      (torchao, compressed-tensors)
+    DIVIDE_BY_PRODUCT = "divide_by_product"  # amax / (6 g), or amax / (6 / G)      (Model-Optimizer)
+    MULTIPLY = "multiply"  # amax * (G * (1/6))                 (TransformerEngine)
+    APPROXIMATE = "approximate"  # any of them, or others, with approximate reciprocals     (vLLM, FlashInfer)
+
+
+class ElementSteps(StrEnum):
+    """The float32 operations that scale an NVFP4 element before its rounding; g = 1 / G is the global scale."""
+
+    DIVIDE = "divide"  # x / (s g), or x / (s / G)              (Model-Optimizer, compressed-tensors)
+    RECIPROCAL = "reciprocal"  # x * (1 / (s g)), with g = 1 / G        (TransformerEngine)
+    GLOBAL_FIRST = "global_first"  # x * ((1 / g) / s), or x * (G / s)  (torchao, MSLK)
+    APPROXIMATE = "approximate"  # any of them, or others, with approximate reciprocals     (vLLM, FlashInfer)
+
+
+class SmallBlockScale(StrEnum):
+    """The least E4M3 scale of an NVFP4 block."""
+
+    ZERO = "zero"  # 0, and with it the whole block             (TransformerEngine, vLLM)
+    NORMAL = "normal"  # 2**-6, the smallest normal number      (torchao)
+    SUBNORMAL = "subnormal"  # 2**-9; 1 of a zero block         (Model-Optimizer)
+    EIGHTH = "eighth"  # what rounds to 0 becomes 2**-3         (compressed-tensors)
 
 
 class Accumulator(StrEnum):
@@ -139,3 +217,71 @@ class ZeroPointCorrection(StrEnum):
 
     INTEGER = "integer"  # subtracted exactly, in int32, before any scale
     FLOAT = "float"  # subtracted after the conversion to floating point
+
+
+class TieSide(StrEnum):
+    """Which of two neighbouring values of a codebook a number halfway between them goes to."""
+
+    LOWER = "lower"  # the lesser value               (bitsandbytes: NF4, and FP4 on CPU; torch.bucketize)
+    UPPER = "upper"  # the greater value              (torch.bucketize with right=True, numpy.digitize)
+    TOWARD_ZERO = "toward_zero"  # the lesser magnitude, of equal ones the lesser value   (bitsandbytes FP4 on CUDA)
+    LOWEST_CODE = "lowest_code"  # the smaller code   (an argmin over the codebook)
+    EVEN_CODE = "even_code"  # the even code, else the lesser value   (bitsandbytes 8-bit on CUDA: a search by halves)
+
+
+class Boundary(StrEnum):
+    """Where the boundary between two neighbouring values a < b of a codebook lies."""
+
+    EXACT = "exact"  # at (a + b) / 2, unrounded: the nearest value
+    ROUNDED = "rounded"  # at (a + b) / 2 in float32     (bitsandbytes; any table of thresholds)
+
+
+class EqualValues(StrEnum):
+    """Which of several codes that stand for the same value is written; FP4 has two zeros."""
+
+    LOWEST_CODE = "lowest_code"  # the smallest
+    BY_SIDE = "by_side"  # up to the value the smallest, above it the greatest   (bitsandbytes on CPU: a sorted table)
+    BY_SIGN = "by_sign"  # of two zeros that of the sign, below 0 the negative   (bitsandbytes on CUDA)
+
+
+class EmptyCluster(StrEnum):
+    """What becomes of a centroid to which no sample was assigned."""
+
+    KEEP = "keep"  # it stays where it was       (scipy.cluster.vq.kmeans2)
+    FARTHEST = "farthest"  # it moves to the sample farthest from its own centroid    (scikit-learn)
+
+
+class Initialisation(StrEnum):
+    """Where k-means on a line starts from."""
+
+    QUANTILES = "quantiles"  # the quantiles (i + 1/2) / k of the samples
+    UNIFORM = "uniform"  # the middles of k equal parts of [min x, max x]
+
+
+class SignOfZero(StrEnum):
+    """The binary code of a weight that is zero."""
+
+    POSITIVE = "positive"  # +1                            (w >= 0)
+    SIGN_BIT = "sign_bit"  # +1 of +0, -1 of -0            (kernels that take the sign bit)
+    ZERO = "zero"  # 0, a third code                       (torch.sign, numpy.sign)
+
+
+class TernaryRule(StrEnum):
+    """Which weights become zero, and the scale of the others."""
+
+    TWN = "twn"  # those up to 0.7 mean|w|; the scale is the mean |w| of the others     (Li and Liu 2016)
+    BITNET = "bitnet"  # w / mean|w| rounds to zero; the scale is mean|w|               (BitNet b1.58)
+
+
+class ScaleSearch(StrEnum):
+    """How the scale of a block of the 16-level codebook IQ4_NL is found."""
+
+    ONE_SHOT = "one_shot"  # least squares for the codes at max / -127              (ggml, quantize_row_iq4_nl_ref)
+    GRID = "grid"  # the best of 16 of those, then the codes anew                   (ggml, quantize_iq4_nl)
+
+
+class ExponentFloor(StrEnum):
+    """How floor(log2(x)) of a shared power-of-two scale is computed."""
+
+    EXACT = "exact"  # the exponent                                                 (OCP MX v1.0)
+    FLOAT32_LOG2 = "float32_log2"  # of the rounded logarithm: one too much just below powers of two (ggml, gguf-py)

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from lowbit_cts.reference.formats import FORMATS, FloatFormat, round_to_format
+from lowbit_cts.reference.encoding import round_to_format
+from lowbit_cts.reference.formats import FORMATS, FloatFormat
 
 UNIT_ROUNDOFF = {name: fmt.unit_roundoff for name, fmt in FORMATS.items() if isinstance(fmt, FloatFormat)}
 

@@ -1,22 +1,22 @@
-"""Number formats as data: one table of integers and floats, one decode and one encode for all of them.
+"""Number formats as data: one table of integers and floats, and one decode for all of them (encoding.py has encode).
 
 An array of codes travels in the format's *carrier*, the NumPy type that holds one code an element: ``int8`` or
-``uint8`` for integers of up to 8 bits, ``uint8`` for float8, ``uint16`` for bfloat16, and the native type where
-NumPy has it (float16, float32, float64, int32).
+``uint8`` for integers of up to 8 bits, ``uint8`` for floats of up to 8 bits (the low bits of the byte), ``uint16`` for
+bfloat16, and the native type where NumPy has it (float16, float32, float64, int16, int32, uint16).
 
 References
 ----------
 .. [1] IEEE 754-2019, §3.4 (binary interchange formats).
 .. [2] OCP 8-bit Floating Point Specification (OFP8) v1.0: E4M3 and E5M2.
-.. [3] ONNX, "Float stored in 8 bits": E4M3FN, E5M2.
+.. [3] ONNX, "Float stored in 8 bits": E4M3FN, E5M2 and their FNUZ relatives (arXiv:2206.02915).
+.. [4] OCP Microscaling Formats (MX) v1.0, §5.3: FP6 E3M2 and E2M3, FP4 E2M1; §5.4: E8M0.
 """
 
 from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
 
 import numpy as np
-
-from lowbit_cts.reference.choices import Overflow, Rounding, takes_choices
-from lowbit_cts.reference.rounding import round_to_integer
 
 
 @dataclass(frozen=True)
@@ -43,41 +43,79 @@ class IntegerFormat:
         return self.minimum + int(narrow_range), self.maximum
 
 
+class NanCodes(StrEnum):
+    """Which codes of a float format are NaN."""
+
+    IEEE = "ieee"  # exponent all ones, mantissa not zero
+    ALL_ONES = "all_ones"  # exponent and mantissa all ones, either sign ("FN": finite, NaN)
+    NEGATIVE_ZERO = "negative_zero"  # the sign bit alone ("FNUZ": finite, NaN, unsigned zero)
+    NONE = "none"
+
+
 @dataclass(frozen=True)
 class FloatFormat:
-    """A binary float: sign, `exponent_bits`, `mantissa_bits`; `infinity` says whether it has Inf.
+    """A binary float: sign, `exponent_bits`, `mantissa_bits`.
 
-    With `infinity` the NaN codes are IEEE's (exponent all ones, mantissa not zero). Without it the format is "FN": the
-    top exponent holds numbers, and only exponent and mantissa all ones is NaN.
+    Attributes
+    ----------
+    name : str
+    exponent_bits, mantissa_bits, bias : int
+    nan : NanCodes
+    infinity : bool
+        Whether exponent all ones, mantissa zero is Inf (with IEEE's NaN codes only).
+    signed : bool
+        Whether the top bit is a sign.
+    zero : bool
+        Whether exponent zero holds zero and the subnormals; without it, a normal number (E8M0).
+    carrier : dtype
     """
 
     name: str
     exponent_bits: int
     mantissa_bits: int
     bias: int
+    nan: NanCodes
     infinity: bool
+    signed: bool
+    zero: bool
     carrier: np.dtype
 
     @property
     def bits(self) -> int:
         """Bits in a code."""
-        return 1 + self.exponent_bits + self.mantissa_bits
+        return int(self.signed) + self.exponent_bits + self.mantissa_bits
 
     @property
     def minimum_exponent(self) -> int:
         """The exponent of the smallest normal number, and of the subnormals."""
-        return 1 - self.bias
+        return int(self.zero) - self.bias
 
     @property
-    def infinity_magnitude(self) -> int:
-        """The magnitude code of Inf; of NaN in a format without Inf."""
-        top = (1 << (self.exponent_bits + self.mantissa_bits)) - 1
-        return top - ((1 << self.mantissa_bits) - 1) if self.infinity else top
+    def sign_bit(self) -> int:
+        """The code's sign bit; 0 without a sign."""
+        return 1 << (self.bits - 1) if self.signed else 0
 
     @property
-    def nan_magnitude(self) -> int:
-        """The magnitude code of the quiet NaN that `encode` writes."""
-        return self.infinity_magnitude + (1 << (self.mantissa_bits - 1)) if self.infinity else self.infinity_magnitude
+    def signed_zero(self) -> bool:
+        """Whether -0 is another code than +0."""
+        return self.signed and self.zero and self.nan is not NanCodes.NEGATIVE_ZERO
+
+    @property
+    def _top(self) -> int:
+        return (1 << (self.exponent_bits + self.mantissa_bits)) - 1
+
+    @property
+    def largest_magnitude(self) -> int:
+        """The magnitude code (the code less its sign) of the largest finite value."""
+        ieee = self._top - (1 << self.mantissa_bits)
+        return {NanCodes.IEEE: ieee, NanCodes.ALL_ONES: self._top - 1}.get(self.nan, self._top)
+
+    @property
+    def nan_code(self) -> int | None:
+        """The quiet NaN that `encode` writes, sign left out; None in a format without NaN."""
+        ieee = self.largest_magnitude + 1 + (1 << max(0, self.mantissa_bits - 1))
+        codes = {NanCodes.IEEE: ieee, NanCodes.ALL_ONES: self._top, NanCodes.NEGATIVE_ZERO: self.sign_bit}
+        return codes.get(self.nan)
 
     @property
     def unit_roundoff(self) -> float:
@@ -87,12 +125,17 @@ class FloatFormat:
     @property
     def maximum(self) -> float:
         """The largest finite value."""
-        return float(decode(np.array(self.infinity_magnitude - 1, np.int64), self))
+        return float(_values(np.array(self.largest_magnitude), self))
 
     @property
-    def smallest_subnormal(self) -> float:
-        """The smallest positive value."""
-        return 2.0 ** (self.minimum_exponent - self.mantissa_bits)
+    def maximum_exponent(self) -> int:
+        """The exponent of the largest finite value: floor(log2(maximum)), "emax" of the MX specification."""
+        return (self.largest_magnitude >> self.mantissa_bits) - self.bias
+
+    @property
+    def smallest(self) -> float:
+        """The smallest positive value, subnormal where the format has subnormals."""
+        return 2.0 ** (self.minimum_exponent - (self.mantissa_bits if self.zero else 0))
 
 
 Format = IntegerFormat | FloatFormat
@@ -104,29 +147,51 @@ def _integers() -> list[Format]:
         for signed in (True, False)
         for bits in range(2, 9)
     ]
-    return [*small, IntegerFormat("int32", 32, True, np.dtype(np.int32))]
+    wide = [IntegerFormat(t.__name__, np.dtype(t).itemsize * 8, t is not np.uint16, np.dtype(t))
+            for t in (np.int16, np.uint16, np.int32)]  # fmt: skip
+    return [*small, *wide]
 
 
-def _float(name: str, exponent_bits: int, mantissa_bits: int, infinity: bool, carrier: type) -> FloatFormat:
-    bias = (1 << (exponent_bits - 1)) - 1
-    return FloatFormat(name, exponent_bits, mantissa_bits, bias, infinity, np.dtype(carrier))
+def _float(
+    name: str,
+    exponent_bits: int,
+    mantissa_bits: int,
+    carrier: type = np.uint8,
+    nan: NanCodes = NanCodes.IEEE,
+    bias: int | None = None,
+    signed: bool = True,
+    zero: bool = True,
+) -> FloatFormat:
+    bias = (1 << (exponent_bits - 1)) - 1 if bias is None else bias
+    infinity = nan is NanCodes.IEEE
+    return FloatFormat(
+        name, exponent_bits, mantissa_bits, bias, nan, infinity, signed, zero, np.dtype(carrier)
+    )  # fmt: skip
 
 
 FORMATS: dict[str, Format] = {
     fmt.name: fmt
     for fmt in [
         *_integers(),
-        _float("float64", 11, 52, True, np.float64),
-        _float("float32", 8, 23, True, np.float32),
-        _float("float16", 5, 10, True, np.float16),
-        _float("bfloat16", 8, 7, True, np.uint16),
-        _float("float8_e4m3fn", 4, 3, False, np.uint8),
-        _float("float8_e5m2", 5, 2, True, np.uint8),
+        _float("float64", 11, 52, np.float64),
+        _float("float32", 8, 23, np.float32),
+        _float("float16", 5, 10, np.float16),
+        _float("bfloat16", 8, 7, np.uint16),
+        _float("float8_e4m3fn", 4, 3, nan=NanCodes.ALL_ONES),
+        _float("float8_e5m2", 5, 2),
+        _float("float8_e4m3fnuz", 4, 3, nan=NanCodes.NEGATIVE_ZERO, bias=8),
+        _float("float8_e5m2fnuz", 5, 2, nan=NanCodes.NEGATIVE_ZERO, bias=16),
+        _float("float6_e3m2fn", 3, 2, nan=NanCodes.NONE),
+        _float("float6_e2m3fn", 2, 3, nan=NanCodes.NONE),
+        _float("float4_e2m1fn", 2, 1, nan=NanCodes.NONE),
+        _float("float8_e8m0fnu", 8, 0, nan=NanCodes.ALL_ONES, signed=False, zero=False),
     ]
 }
 
 INTEGER_FORMATS = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in range(2, 9))
-FLOAT8_FORMATS = ("float8_e4m3fn", "float8_e5m2")
+FLOAT8_FORMATS = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
+#: Floats that NumPy has no type for, narrower than 16 bits.
+SMALL_FLOATS = (*FLOAT8_FORMATS, "float6_e3m2fn", "float6_e2m3fn", "float4_e2m1fn", "float8_e8m0fnu")
 
 
 def integer_format(name: str) -> IntegerFormat:
@@ -158,84 +223,46 @@ def decode(codes: np.ndarray, fmt: Format) -> np.ndarray:
     Returns
     -------
     ndarray of int64 (integers) or float64 (floats), the same shape; NaN codes give NaN, -0 keeps its sign.
+
+    Raises
+    ------
+    ValueError
+        A code that the format has not: a set bit beyond those of a 4- or 6-bit float.
     """
     codes = np.asarray(codes)
     if isinstance(fmt, IntegerFormat):
         return codes.astype(np.int64)
     if codes.dtype.kind == "f":
-        return codes.astype(np.float64)
+        with np.errstate(invalid="ignore"):  # signalling NaN
+            return codes.astype(np.float64)
+    if fmt.bits > 16:
+        return _values(codes, fmt)
+    if codes.size and (int(codes.max()) >> fmt.bits or int(codes.min()) < 0):
+        raise ValueError(f"codes: {int(codes.max())} is no code of {fmt.name}, which has {fmt.bits} bits")
+    return _table(fmt)[codes]
+
+
+@lru_cache
+def _table(fmt: FloatFormat) -> np.ndarray:
+    """Return the values of all codes of a format of at most 16 bits."""
+    values = _values(np.arange(1 << fmt.bits), fmt)
+    values.setflags(write=False)
+    return values
+
+
+def _values(codes: np.ndarray, fmt: FloatFormat) -> np.ndarray:
+    """Return the values of integer codes by the definition: (-1)**sign * significand * 2**exponent."""
     codes = codes.astype(np.int64)
-    magnitude = codes & ((1 << (fmt.bits - 1)) - 1)
-    exponent = np.maximum(magnitude >> fmt.mantissa_bits, 1)
-    significand = magnitude - ((exponent - 1) << fmt.mantissa_bits)
+    magnitude = codes & fmt._top
+    exponent = np.maximum(magnitude >> fmt.mantissa_bits, int(fmt.zero))
+    implicit = (magnitude >> fmt.mantissa_bits > 0) | (not fmt.zero)
+    mantissa = magnitude & ((1 << fmt.mantissa_bits) - 1)
+    significand = mantissa + (implicit.astype(np.int64) << fmt.mantissa_bits)
     values = np.ldexp(significand.astype(np.float64), exponent - fmt.bias - fmt.mantissa_bits)
-    values = np.where(magnitude > fmt.infinity_magnitude - (not fmt.infinity), np.nan, values)
+    values = np.where(magnitude > fmt.largest_magnitude, np.nan, values)
     if fmt.infinity:
-        values = np.where(magnitude == fmt.infinity_magnitude, np.inf, values)
-    return np.where(codes >> (fmt.bits - 1) & 1, -values, values)
-
-
-@takes_choices
-def encode(
-    values: np.ndarray,
-    fmt: FloatFormat,
-    rounding: Rounding = Rounding.HALF_EVEN,
-    overflow: Overflow = Overflow.INFINITY_OR_NAN,
-) -> np.ndarray:
-    """Return the codes of the float format nearest to the values, each value rounded once.
-
-    Parameters
-    ----------
-    values : ndarray of float64, any shape
-        float32, float16 and bfloat16 values are float64 values too, so none is rounded twice.
-    fmt : FloatFormat
-        Any but float64.
-    rounding : Rounding
-    overflow : Overflow
-        Applies to magnitudes that round beyond the largest finite value. With a rounding that is directed toward
-        zero for that sign, a finite value never overflows (IEEE 754-2019 §7.4).
-
-    Returns
-    -------
-    ndarray in the carrier of `fmt`, the same shape. NaN becomes the canonical quiet NaN with the input's sign.
-    """
-    values = np.asarray(values, np.float64)
-    negative = np.signbit(values)
-    finite = np.isfinite(values)
-    size = np.abs(np.where(finite, values, 0.0))
-    exponent = np.frexp(size)[1].astype(np.int64) - 1
-    exponent = np.where(size > 0, np.maximum(exponent, fmt.minimum_exponent), fmt.minimum_exponent)
-    steps = np.ldexp(size, fmt.mantissa_bits - exponent)  # in units of the last place, exactly
-    signed_steps = np.where(negative, -steps, steps)
-    significand = np.abs(round_to_integer(signed_steps, rounding)).astype(np.int64)
-    # Codes of one sign are ordered like their values, so a carry out of the significand is a carry in the code.
-    magnitude = ((exponent - fmt.minimum_exponent) << fmt.mantissa_bits) + significand
-    largest = fmt.infinity_magnitude - 1
-    over = magnitude > largest
-    toward_zero = (rounding is Rounding.TOWARD_ZERO) | np.where(
-        negative, rounding is Rounding.UP, rounding is Rounding.DOWN
-    )
-    saturated = toward_zero | (overflow is not Overflow.INFINITY_OR_NAN)
-    magnitude = np.where(over, np.where(saturated, largest, fmt.infinity_magnitude), magnitude)
-    at_infinity = largest if overflow is Overflow.SATURATE else fmt.infinity_magnitude
-    magnitude = np.where(np.isinf(values), at_infinity, magnitude)
-    magnitude = np.where(np.isnan(values), fmt.nan_magnitude, magnitude)
-    codes = magnitude | (negative.astype(np.int64) << (fmt.bits - 1))
-    return _carry(codes, fmt)
-
-
-def _carry(codes: np.ndarray, fmt: FloatFormat) -> np.ndarray:
-    if fmt.carrier.kind == "f":
-        return codes.astype(f"u{fmt.carrier.itemsize}").view(fmt.carrier)
-    return codes.astype(fmt.carrier)
-
-
-def round_to_format(values: np.ndarray, fmt: FloatFormat, rounding: Rounding = Rounding.HALF_EVEN) -> np.ndarray:
-    """Return float64 values rounded to the nearest values of `fmt` (float64 and float32 by NumPy's own IEEE casts)."""
-    values = np.asarray(values, np.float64)
-    if fmt.name == "float64":
-        return values
-    if fmt.name in ("float32", "float16") and rounding is Rounding.HALF_EVEN:
-        with np.errstate(over="ignore"):
-            return values.astype(fmt.carrier).astype(np.float64)
-    return decode(encode(values, fmt, rounding), fmt)
+        values = np.where(magnitude == fmt.largest_magnitude + 1, np.inf, values)
+    values = np.where(codes & fmt.sign_bit, -values, values)
+    if fmt.nan is NanCodes.NEGATIVE_ZERO:
+        values = np.where(codes == fmt.sign_bit, np.nan, values)
+    return values

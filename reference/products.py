@@ -138,7 +138,7 @@ def matmul_w8a8_enclosure(
     exact_scales = power_of_two(s_a) & power_of_two(s_b) & (scale >= 2.0**-100) & (scale <= 2.0**100)
     exactly = exact_scales & (np.abs(total) <= 2**24) & representable(result, _FLOAT32)
     # A scale product may underflow on its way: then it errs by a subnormal step, times the sum.
-    tiny = _FLOAT32.smallest_subnormal * (1 + np.abs(total) + np.maximum(s_a, s_b))
+    tiny = _FLOAT32.smallest * (1 + np.abs(total) + np.maximum(s_a, s_b))
     with np.errstate(over="ignore"):
         epilogue = np.where(exactly, 0.0, gamma(5, _U32) * np.abs(scaled) + 2 * _U32 * np.abs(shift) + tiny)
     return within(result, scale * summing + epilogue, float_format(output_format))

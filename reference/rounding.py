@@ -33,12 +33,26 @@ def round_to_integer(x: np.ndarray, rounding: Rounding) -> np.ndarray:
     ----------
     x : ndarray of float64, any shape
     rounding : Rounding
+        Any but stochastic.
+
+    Raises
+    ------
+    ValueError
+        Stochastic rounding.
 
     Notes
     -----
     ``floor(x + 0.5)`` is wrong for the float just below one half; here the tie is decided on the exact remainder.
     """
+    if rounding not in _ROUND:
+        raise ValueError(f"rounding: {rounding!r} needs random numbers; admissible: {', '.join(_ROUND)}")
     return _ROUND[Rounding(rounding)](np.asarray(x, np.float64))
+
+
+def round_stochastically(x: np.ndarray, random: np.ndarray) -> np.ndarray:
+    """Return x >= 0 rounded to integers: up where its fraction exceeds `random`, uniform in [0, 1); down elsewhere."""
+    whole = np.floor(x)
+    return whole + (random < x - whole)
 
 
 def two_sum(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

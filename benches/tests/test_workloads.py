@@ -114,9 +114,9 @@ EVERY = [
     ("fake_quantize_affine", {"granularity": "axis"}),
     ("choose_qparams_affine", {}),
     ("choose_qparams_affine", {"granularity": "group", "input_format": "float16"}),
-    ("cast_float8", {}),
-    ("cast_float8", {"source": "float8_e5m2"}),
-    ("cast_float8", {"source": "float8_e4m3fn", "target": "bfloat16"}),
+    ("cast_float", {}),
+    ("cast_float", {"source": "float8_e5m2"}),
+    ("cast_float", {"source": "float8_e4m3fn", "target": "bfloat16"}),
     ("matmul_int8", {"a_format": "uint8"}),
     ("matmul_w8a8", {}),
     ("matmul_w8a8", {"activation_granularity": "tensor", "weight_granularity": "tensor"}),
@@ -219,4 +219,4 @@ def test_what_does_not_exist_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         cases.build(**{"operation": "quantize_affine", "layer": SMALL, "batch": 1, **arguments})
     with pytest.raises(ValueError, match="no combination"):
-        cases.build("cast_float8", SMALL, 1, parameters={"source": "float32", "target": "bfloat16"})
+        cases.build("cast_float", SMALL, 1, parameters={"source": "float32", "target": "float32"})

@@ -18,7 +18,8 @@ from lowbit_cts.benches.workloads.shapes import Layer
 from lowbit_cts.kernels.operation import OPERATIONS, Case, Operation
 from lowbit_cts.reference import affine
 from lowbit_cts.reference.choices import Overflow
-from lowbit_cts.reference.formats import FloatFormat, decode, encode, float_format, integer_format
+from lowbit_cts.reference.encoding import encode
+from lowbit_cts.reference.formats import FloatFormat, decode, float_format, integer_format
 from lowbit_cts.reference.products import integer_product
 
 _BLOCK = 1 << 20
@@ -100,7 +101,7 @@ def build(
     -------
     WorkloadCase
         Its truth is, by operation: x itself for quantize_affine, dequantize_affine, fake_quantize_affine,
-        choose_qparams_affine and cast_float8; the float32 product x @ w + bias for matmul_w8a8 (its error,
+        choose_qparams_affine and cast_float; the float32 product x @ w + bias for matmul_w8a8 (its error,
         about 1e-6, is far below any quantization's); the exact product of the codes for matmul_int8; the real
         sum for add_int8.
 
@@ -244,7 +245,7 @@ def _dequantize(rng: np.random.Generator, layer: Layer, rows: int, fill: str, p:
     return arrays, lambda: x, lambda y: _decoded(y, float_format(p["output_format"]))
 
 
-def _cast_float8(rng: np.random.Generator, layer: Layer, rows: int, fill: str, p: dict[str, Any]) -> Built:
+def _cast_float(rng: np.random.Generator, layer: Layer, rows: int, fill: str, p: dict[str, Any]) -> Built:
     x = FILLS[fill](rng, (rows, layer.k))
     codes = _encoded(x, float_format(p["source"])).reshape(-1)
     return {"x": codes}, lambda: x.reshape(-1), lambda y: _decoded(y, float_format(p["target"]))
@@ -312,7 +313,7 @@ _BUILDERS: dict[str, Callable[[np.random.Generator, Layer, int, str, dict[str, A
     "quantize_affine": _quantize,
     "dequantize_affine": _dequantize,
     "fake_quantize_affine": _fake_quantize,
-    "cast_float8": _cast_float8,
+    "cast_float": _cast_float,
     "matmul_int8": _matmul_int8,
     "matmul_w8a8": _matmul_w8a8,
     "add_int8": _add_int8,

@@ -59,7 +59,8 @@ def test_a_changed_nan_payload_is_damage():
 @pytest.mark.parametrize("format", [name for name, fmt in FORMATS.items() if isinstance(fmt, FloatFormat)])
 def test_poison_is_nan_and_differs_by_byte_where_the_format_has_payloads(format):
     one, other = poison(4, format, 0xA5), poison(4, format, 0x5A)
-    assert np.isnan(decode(one, FORMATS[format])).all()
+    if FORMATS[format].nan_code is not None:
+        assert np.isnan(decode(one, FORMATS[format])).all()
     if FORMATS[format].mantissa_bits > 3:
         assert one.tobytes() != other.tobytes()
 

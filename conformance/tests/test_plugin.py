@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,29 @@ reason = "rounds halves away"
 link = "https://example.org/acme/1"
 expires = {expires}
 """
+
+
+def test_an_interrupted_run_is_resumed_under_its_own_name(tmp_path):
+    write(tmp_path)
+    first = run(tmp_path, "--backend", "acme", "-k", "enclosure or exact_regime")
+    assert first.returncode == 0, first.stdout
+    (file,) = (tmp_path / "results").glob("*/*.jsonl")
+    before = evidence.read(file).records
+    broken = replace(before[-1], verdict="hung")
+    file.write_text("".join(record.to_json() + "\n" for record in (*before[:-1], broken)))
+    for parallel in ([], ["-n", "2"]):
+        again = run(
+            tmp_path, "--backend", "acme", "-k", "enclosure or exact_regime or test_every_tie", "--resume", *parallel
+        )
+        assert again.returncode == 0, again.stdout
+        assert f"{3 if parallel else 1} settled before" in again.stdout
+        assert list((tmp_path / "results").glob("*/*.jsonl")) == [file]
+    properties = [r.property for r in evidence.read(file).records if isinstance(r, evidence.Verdict)]
+    assert sorted(p for p in properties if p != "declaration") == ["enclosure", "every_tie", "exact_regime"]
+    assert not any(getattr(r, "verdict", "") == "hung" for r in evidence.read(file).records)
+    other = run(tmp_path, "--backend", "acme", "-k", "enclosure", "--resume", "--seed", "3")
+    assert other.returncode == 0
+    assert len(list((tmp_path / "results").glob("*/*.jsonl"))) == 2, "another seed is another run"
 
 
 def waived(

@@ -47,7 +47,7 @@ def test_the_exact_regime_leaves_no_room(implementation):
         for enclosure in case.enclosures(implementation.semantics).values():
             wide += int(np.sum((enclosure.lo != enclosure.hi) & ~np.isnan(enclosure.exact)))
             total += enclosure.exact.size
-    assert total > 1000 or implementation.operation.name == "choose_qparams_affine"
+    assert total > 500 or implementation.operation.name == "choose_qparams_affine"
     # Ranges that miss a whole number of steps, and 16-bit inputs that are rounded, stay: few.
     allowed = 0.35 if implementation.operation.name == "choose_qparams_affine" else 0.0
     assert wide <= allowed * total
@@ -68,7 +68,7 @@ def test_ties_are_drawn_in_number():
 def test_boundaries_hold_every_midpoint(name):
     fmt = float_format(name)
     edges = set(fills.boundaries(fmt).tolist())
-    values = decode(np.arange(fmt.infinity_magnitude), fmt)
+    values = decode(np.arange(fmt.largest_magnitude + 1), fmt)
     assert set(((values[:-1] + values[1:]) / 2).tolist()) <= edges
     assert -float(values[-1]) in edges
 

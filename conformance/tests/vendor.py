@@ -131,9 +131,9 @@ def scales(codes, scale, zero_point, *, granularity, axis):
 _BOTH = ("float32", "float8_e4m3fn")
 
 
-@right.implements("cast_float8", supports={"source": _BOTH, "target": _BOTH})
+@right.implements("cast_float", supports={"source": _BOTH, "target": _BOTH})
 def casts_both_ways(x, *, source, target):
-    from lowbit_cts.kernels.numpy import float8
+    from lowbit_cts.kernels.numpy import small_floats as float8
 
     if source == "float32":
         return float8.encode(x, target, saturate=True)
@@ -479,23 +479,23 @@ def bias_before_the_scale(a, a_scale, a_zero_point, b, b_scale, bias):
     return ((total + bias) * a_scale[:, None] * b_scale).astype(np.float32)
 
 
-@_wrong("cast_float8", semantics=Semantics(overflow=Overflow.INFINITY_OR_NAN))
+@_wrong("cast_float", semantics=Semantics(overflow=Overflow.INFINITY_OR_NAN))
 def saturates_undeclared(x):
-    from lowbit_cts.kernels.numpy import float8
+    from lowbit_cts.kernels.numpy import small_floats as float8
 
     return float8.encode(x, "float8_e4m3fn", saturate=True)
 
 
-@_wrong("cast_float8", supports={"source": "float8_e4m3fn", "target": "float32"})
+@_wrong("cast_float", supports={"source": "float8_e4m3fn", "target": "float32"})
 def decodes_minus_zero_as_zero(x):
-    from lowbit_cts.kernels.numpy import float8
+    from lowbit_cts.kernels.numpy import small_floats as float8
 
     return float8.decode(x, "float8_e4m3fn") + np.float32(0)
 
 
-@_wrong("cast_float8", supports={"source": "float32", "target": "float8_e4m3fn"})
+@_wrong("cast_float", supports={"source": "float32", "target": "float8_e4m3fn"})
 def rounds_twice(x):
-    from lowbit_cts.kernels.numpy import float8
+    from lowbit_cts.kernels.numpy import small_floats as float8
 
     with np.errstate(over="ignore"):
         half = x.astype(np.float16).astype(np.float32)

@@ -1,5 +1,6 @@
 """Affine quantization: choose_qparams_affine, quantize_affine, dequantize_affine, fake_quantize_affine."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,18 @@ _SCALE = Argument(
     "scale", lambda p: "float32", _scales, "float32: () a tensor, (M,) or (K,) an axis, (M, K / group_size) a group"
 )
 _ZERO_POINT = Argument("zero_point", lambda p: "int32", _scales, "int32, the shape of scale")
+
+
+def _groups(sizes: Mapping[str, int], parameters: Parameters) -> int | None:
+    group = parameters["group_size"]
+    return sizes["K"] // group if group and "K" in sizes else None
+
+
+def _whole_groups(parameters: Parameters) -> Mapping[str, int]:
+    return {"K": parameters["group_size"]} if parameters["granularity"] == "group" else {}
+
+
+_GROUPED: dict[str, Any] = {"derived": {"G": _groups}, "multiples": _whole_groups}
 
 
 def _place(case: Case) -> dict[str, Any]:
@@ -142,6 +155,7 @@ choose_qparams_affine = register(
         independent=_independent_sets,
         variants=("format", "granularity", "mapping"),
         work=_elements(2),
+        **_GROUPED,
     )
 )
 
@@ -164,6 +178,7 @@ quantize_affine = register(
         independent=_independent,
         variants=("format", "granularity", "axis"),
         work=_elements(4),
+        **_GROUPED,
     )
 )
 
@@ -185,6 +200,7 @@ dequantize_affine = register(
         independent=_independent,
         variants=("format", "granularity", "axis"),
         work=_elements(2),
+        **_GROUPED,
     )
 )
 
@@ -207,5 +223,6 @@ fake_quantize_affine = register(
         independent=_independent,
         variants=("format", "granularity", "axis"),
         work=_elements(6),
+        **_GROUPED,
     )
 )

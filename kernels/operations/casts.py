@@ -1,43 +1,47 @@
-"""Casts between float8 and wider floats, both directions: cast_float8."""
+"""Casts between float formats: cast_float."""
 
 from lowbit_cts.kernels.operation import Argument, Case, Operation, Parameter, Parameters, register
 from lowbit_cts.kernels.semantics import Semantics
 from lowbit_cts.reference import casts as reference
 from lowbit_cts.reference.enclosure import Enclosure
-from lowbit_cts.reference.formats import FLOAT8_FORMATS
+from lowbit_cts.reference.formats import SMALL_FLOATS
 
-_FLOATS = ("float32", "float16", "bfloat16", *FLOAT8_FORMATS)
-
-
-def _one_is_float8(parameters: Parameters) -> bool:
-    ends = [parameters[name] in FLOAT8_FORMATS for name in ("source", "target") if name in parameters]
-    return len(ends) < 2 or ends[0] != ends[1]
+_FLOATS = (*reference.WIDE_FLOATS, *SMALL_FLOATS)
 
 
-def _cast_float8(case: Case, semantics: Semantics) -> dict[str, Enclosure]:
+def _is_cast(parameters: Parameters) -> bool:
+    if not {"source", "target"} <= set(parameters):
+        return True
+    return reference.is_cast(parameters["source"], parameters["target"])
+
+
+def _cast_float(case: Case, semantics: Semantics) -> dict[str, Enclosure]:
     ends = {name: case.parameters[name] for name in ("source", "target")}
     choices = semantics.choices(case.operation.semantics)
-    return {"y": reference.cast_float8_enclosure(case.array("x"), **ends, **choices)}
+    return {"y": reference.cast_float_enclosure(case.array("x"), **ends, **choices)}
 
 
-cast_float8 = register(
+cast_float = register(
     Operation(
-        name="cast_float8",
-        summary="cast from a wider float to float8, or back",
-        source="OCP 8-bit Floating Point Specification v1.0; ONNX Cast, table of float8 conversions",
+        name="cast_float",
+        summary="cast from one float format to another, at least one of them a wide one",
+        source="OCP 8-bit Floating Point Specification v1.0; OCP Microscaling Formats v1.0, §5; ONNX Cast",
         arguments=(Argument("x", lambda p: p["source"], lambda p: ("N",), "numbers or codes, (N,)"),),
         results=(Argument("y", lambda p: p["target"], lambda p: ("N",), "codes or numbers, (N,)"),),
         parameters={
             "source": Parameter(_FLOATS, "the format of x", assumed=("float32",)),
             "target": Parameter(
-                _FLOATS, "the format of y; exactly one of the two is a float8 format", assumed=("float8_e4m3fn",)
+                _FLOATS[1:],
+                "the format of y; at least one of the two is a wide float",
+                assumed=("float8_e4m3fn",),
             ),
         },
-        semantics=("rounding", "overflow"),
-        evaluate=_cast_float8,
+        semantics=("rounding", "overflow", "outside_domain"),
+        evaluate=_cast_float,
         independent=lambda p: ("N",),
         variants=("source", "target"),
-        admits=_one_is_float8,
+        admits=_is_cast,
         work=lambda case: float(case.sizes["N"]),
+        random=True,
     )
 )

@@ -77,8 +77,9 @@ MISUSES = [  # operation, arguments of implements, words of the message
     ("quantize_affine", {"supports": {"narrow_range": 1}}, ["narrow_range=1 is not admissible", "False, True"]),
     ("quantize_affine", {"supports": {"group_size": 0}}, ["group_size=0", "positive integers"]),
     ("quantize_affine", {"supports": {"group_size": [32, "64"]}}, ["group_size='64'", "positive integers"]),
-    ("cast_float8", {"supports": {"source": "float32", "target": "float16"}}, ["no combination of the supported"]),
-    ("cast_float8", {"supports": {"source": "float8_e5m2"}}, ["no combination of the supported values"]),
+    ("cast_float", {"supports": {"source": "float32", "target": "float32"}}, ["no combination of the supported"]),
+    ("quantize_affine", {"semantics": Semantics(rounding="stochastic")}, ["'stochastic' is not admissible", "half_up"]),
+    ("cast_float", {"supports": {"source": "float8_e5m2"}}, ["no combination of the supported values"]),
     ("quantize_affine", {"prepare": lambda: None}, ["prepare: the operation has no constant arguments"]),
 ]
 
@@ -230,11 +231,11 @@ def test_idle_parameters_are_none_and_make_no_combinations():
 
 
 def test_combinations_are_only_those_of_the_operation():
-    operation = OPERATIONS["cast_float8"]
+    operation = OPERATIONS["cast_float"]
     supports = {name: p.values for name, p in operation.parameters.items()}
     found = list(operation.combinations(supports, ("source", "target")))
-    assert len(found) == 2 * 3 * 2  # three wide formats, two of float8, both directions
-    assert all(("float8" in c["source"]) != ("float8" in c["target"]) for c in found)
+    assert len(found) == 4 * 8 + 8 * 3 + 3 * 3  # four wide sources, eight small formats, three wide targets
+    assert all(c["target"] not in ("float64", c["source"]) for c in found)
 
 
 def test_bound_gives_arguments_by_position_and_named_parameters_by_keyword():

@@ -117,7 +117,7 @@ BYTES = [  # operation, parameters, bytes: M 6, K 32, N 5, G 4
      6 * 32 * 3 / 8 + 2 * 4 * 32 + 4 * 6 * 32),
     ("fake_quantize_affine", {}, 4 * 6 * 32 + 8 + 4 * 6 * 32),
     ("choose_qparams_affine", {"granularity": "axis", "axis": 0}, 4 * 6 * 32 + 4 * 6 + 4 * 6),
-    ("cast_float8", {"source": "float16"}, 5 * 2 + 5),
+    ("cast_float", {"source": "float16"}, 5 * 2 + 5),
     ("add_int8", {}, 3 * 5 + 6 * 4),
 ]  # fmt: skip
 

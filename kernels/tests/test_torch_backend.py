@@ -142,7 +142,7 @@ def test_float8_overflow(backend, target, overflowed):
         pytest.skip("no C++ compiler")
     edge = {"float8_e4m3fn": 465, "float8_e5m2": 61440}[target]
     x = np.array([np.nextafter(np.float32(edge), np.float32(0)), edge, np.inf, -F32_MAX], np.float32)
-    kernel = implementation("cast_float8", f"to_{target}", backend)
+    kernel = implementation("cast_float", f"to_{target}", backend)
     values, admissible = returned(kernel, {"x": x}, source="float32", target=target)
     assert values.tolist() == overflowed
     assert admissible.all()

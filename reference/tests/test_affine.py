@@ -22,7 +22,8 @@ from lowbit_cts.reference.choices import (
     Rounding,
     ZeroPointOrder,
 )
-from lowbit_cts.reference.formats import FORMATS, INTEGER_FORMATS, integer_format, round_to_format
+from lowbit_cts.reference.encoding import round_to_format
+from lowbit_cts.reference.formats import FORMATS, INTEGER_FORMATS, integer_format
 from lowbit_cts.reference.granularity import spread
 from lowbit_cts.reference.rounding import fma_float32
 

@@ -4,9 +4,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from lowbit_cts.reference.casts import cast_float8, cast_float8_enclosure
+from lowbit_cts.reference.casts import cast_float, cast_float_enclosure
 from lowbit_cts.reference.choices import Overflow
-from lowbit_cts.reference.formats import FLOAT8_FORMATS, FORMATS, decode
+from lowbit_cts.reference.formats import FORMATS, SMALL_FLOATS, decode
 
 NATIVE = {
     "float32": np.float32,
@@ -14,8 +14,15 @@ NATIVE = {
     "bfloat16": ml_dtypes.bfloat16,
     "float8_e4m3fn": ml_dtypes.float8_e4m3fn,
     "float8_e5m2": ml_dtypes.float8_e5m2,
+    "float8_e4m3fnuz": ml_dtypes.float8_e4m3fnuz,
+    "float8_e5m2fnuz": ml_dtypes.float8_e5m2fnuz,
+    "float6_e3m2fn": ml_dtypes.float6_e3m2fn,
+    "float6_e2m3fn": ml_dtypes.float6_e2m3fn,
+    "float4_e2m1fn": ml_dtypes.float4_e2m1fn,
+    "float8_e8m0fnu": ml_dtypes.float8_e8m0fnu,
 }
 WIDE = ("float32", "float16", "bfloat16")
+FLOAT8 = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
 
 
 def inputs(source: str) -> np.ndarray:
@@ -26,7 +33,7 @@ def inputs(source: str) -> np.ndarray:
         near = (rng.standard_normal(1_000_000) * 2.0 ** rng.integers(-20, 18, 1_000_000)).astype(np.float32)
         return np.concatenate([bits.view(np.float32), near])
     width = FORMATS[source].bits
-    return np.arange(1 << width).astype(f"u{width // 8}").view(NATIVE[source])
+    return np.arange(1 << width).astype(f"u{FORMATS[source].carrier.itemsize}").view(NATIVE[source])
 
 
 def carried(x: np.ndarray, source: str) -> np.ndarray:
@@ -36,7 +43,7 @@ def carried(x: np.ndarray, source: str) -> np.ndarray:
 def cast(x: np.ndarray, source: str, target: str, overflow: Overflow) -> np.ndarray:
     """Return the codes of the reference, as integers."""
     with np.errstate(invalid="ignore"):  # signalling NaN
-        codes = cast_float8(carried(x, source), source=source, target=target, overflow=overflow)
+        codes = cast_float(carried(x, source), source=source, target=target, overflow=overflow)
     assert codes.dtype == FORMATS[target].carrier
     return codes.view(f"u{codes.itemsize}")
 
@@ -49,7 +56,7 @@ def same_codes(got: np.ndarray, expected: np.ndarray) -> None:
     np.testing.assert_array_equal(got[~nan], expected.view(got.dtype)[~nan])
 
 
-@pytest.mark.parametrize("target", FLOAT8_FORMATS)
+@pytest.mark.parametrize("target", FLOAT8)
 @pytest.mark.parametrize("source", WIDE)
 def test_to_float8_without_saturation_is_ml_dtypes(source, target):
     x = inputs(source)
@@ -59,8 +66,8 @@ def test_to_float8_without_saturation_is_ml_dtypes(source, target):
 
 
 @pytest.mark.parametrize("target", WIDE)
-@pytest.mark.parametrize("source", FLOAT8_FORMATS)
-def test_every_float8_code_widens_as_in_ml_dtypes(source, target):
+@pytest.mark.parametrize("source", SMALL_FLOATS)
+def test_every_small_code_widens_as_in_ml_dtypes(source, target):
     x = inputs(source)
     for overflow in Overflow:
         same_codes(cast(x, source, target, overflow), x.astype(NATIVE[target]))
@@ -71,7 +78,7 @@ def test_every_float8_code_widens_as_in_ml_dtypes(source, target):
 ORT_ALONE = {"float8_e4m3fn": (480.0, 496.0), "float8_e5m2": (61440.0, 65536.0)}
 
 
-@pytest.mark.parametrize("target", FLOAT8_FORMATS)
+@pytest.mark.parametrize("target", FLOAT8[:2])
 @pytest.mark.parametrize("source", WIDE)
 @pytest.mark.parametrize("saturate", [True, False])
 def test_to_float8_is_the_cast_of_onnxruntime(source, target, saturate):
@@ -107,7 +114,7 @@ def test_to_float8_is_the_cast_of_onnxruntime(source, target, saturate):
     np.testing.assert_array_equal(np.signbit(got)[numbers], np.signbit(expected)[numbers])
 
 
-@pytest.mark.parametrize("target", FLOAT8_FORMATS)
+@pytest.mark.parametrize("target", FLOAT8)
 @pytest.mark.parametrize("source", WIDE)
 def test_saturating_the_finite_leaves_infinities_to_the_format(source, target):
     x = inputs(source)
@@ -115,6 +122,39 @@ def test_saturating_the_finite_leaves_infinities_to_the_format(source, target):
     mixed = cast(x, source, target, Overflow.SATURATE_FINITE)
     np.testing.assert_array_equal(mixed[finite], cast(x, source, target, Overflow.SATURATE)[finite])
     np.testing.assert_array_equal(mixed[~finite], cast(x, source, target, Overflow.INFINITY_OR_NAN)[~finite])
+
+
+@pytest.mark.parametrize("target", WIDE)
+@pytest.mark.parametrize("source", ["float64", *WIDE])
+def test_casts_between_wide_floats_are_those_of_numpy_and_ml_dtypes(source, target):
+    if source == target:
+        with pytest.raises(ValueError, match=f"{source} to {target} is no cast"):
+            cast_float(np.zeros(1), source=source, target=target)
+        return
+    if source == "float64":
+        x = inputs("float32").astype(np.float64)
+        x = np.concatenate([x, np.nextafter(x, np.inf), np.nextafter(x, -np.inf)])
+        if target == "bfloat16":  # ml_dtypes rounds float64 twice, by way of float32
+            x = x[: inputs("float32").size]
+    else:
+        x = inputs(source)
+    with np.errstate(over="ignore", invalid="ignore"):
+        expected = x.astype({**NATIVE, "float64": np.float64}[target])
+        got = cast_float(x.view(FORMATS[source].carrier), source=source, target=target)
+    same_codes(got.view(f"u{got.itemsize}"), expected)
+
+
+def test_a_stochastic_result_is_one_of_two_neighbours():
+    x = np.array([1.0, 1.01, -1.01, 0.0, np.inf, np.nan, 1e9], np.float32)
+    found = cast_float_enclosure(x, source="float32", target="float8_e4m3fn", rounding="stochastic")
+    np.testing.assert_array_equal(found.lo, [1, 1, -1.125, 0, 448, np.nan, 448])
+    np.testing.assert_array_equal(found.hi, [1, 1.125, -1, 0, 448, np.nan, 448])
+
+
+def test_nan_may_become_anything_in_a_format_that_has_none():
+    found = cast_float_enclosure(np.float32([np.nan, 1.0]), source="float32", target="float4_e2m1fn")
+    assert found.admits(np.array([-3.0, 1.0])).tolist() == [True, True]
+    assert found.admits(np.array([0.5, 1.5])).tolist() == [True, False]
 
 
 def torch_codes(x: np.ndarray, source: str, target: str) -> np.ndarray:
@@ -140,7 +180,7 @@ def test_torch_casts_to_e4m3fn_saturate_from_2_13_on(source):
 
 def test_a_float8_result_is_determined_to_the_sign_of_zero():
     x = np.array([0.0, -0.0, 1e-9, -1e-9, np.nan, 1e9], np.float32)
-    found = cast_float8_enclosure(x, source="float32", target="float8_e4m3fn")
+    found = cast_float_enclosure(x, source="float32", target="float8_e4m3fn")
     np.testing.assert_array_equal(found.exact, [0, 0, 0, 0, np.nan, 448])
     assert found.admits(found.exact).all()
     assert found.admits(-found.exact).tolist() == [False, False, False, False, True, False]
