@@ -6,6 +6,8 @@ References
 .. [2] ONNX operator Cast, tables of float8, float4 and float8e8m0 conversions.
 """
 
+from typing import Any
+
 import numpy as np
 
 from lowbit_cts.reference.choices import OutsideDomain, Overflow, Rounding, takes_choices
@@ -90,7 +92,12 @@ def cast_float_enclosure(
     Stochastic rounding may give either neighbour. NaN in a format that has none may give anything, since no
     specification says what ([1]_, MX §5.3: implementation-defined).
     """
-    choices = {"source": source, "target": target, "overflow": overflow, "outside_domain": outside_domain}
+    choices: dict[str, Any] = {
+        "source": source,
+        "target": target,
+        "overflow": overflow,
+        "outside_domain": outside_domain,
+    }
     end = float_format(target)
     if rounding is Rounding.STOCHASTIC:
         shape = np.shape(x)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lowbit_cts.benches import accuracy
-from lowbit_cts.benches.workloads.cases import codes_of, numbers_of, qparams
+from lowbit_cts.benches.workloads.builders.building import codes_of, numbers_of, qparams
 
 METRICS = (accuracy.sqnr_db, accuracy.relative_frobenius, accuracy.mse, accuracy.max_abs, accuracy.cosine)
 T, A = np.array([3.0, -4.0]), np.array([3.0, -3.5])

@@ -5,6 +5,8 @@ import pytest
 
 from lowbit_cts.benches.accuracy import mismatches, relative_frobenius, sqnr_db
 from lowbit_cts.benches.workloads import cases, fills, shapes
+from lowbit_cts.benches.workloads.builders import building
+from lowbit_cts.benches.workloads.builders.building import codes_of
 from lowbit_cts.benches.workloads.lenet import kernel
 from lowbit_cts.kernels import OPERATIONS, Semantics
 from lowbit_cts.kernels.numpy import backend
@@ -128,7 +130,7 @@ EVERY = [
 @pytest.mark.parametrize("fill", fills.FILLS)
 @pytest.mark.parametrize(("operation", "parameters"), EVERY)
 def test_cases_are_good_inputs_and_close_to_their_ideal(operation, parameters, fill, monkeypatch):
-    monkeypatch.setattr(cases, "_BLOCK", 200)  # several blocks of rows
+    monkeypatch.setattr(building, "_BLOCK", 200)  # several blocks of rows
     built = cases.build(operation, SMALL, 10, fill=fill, parameters=parameters)
     contract, case = built.case.operation, built.case
     for argument in contract.arguments:
@@ -160,11 +162,11 @@ def test_every_operation_has_a_case():
     ],
 )
 def test_codes_are_the_references(place, monkeypatch):
-    monkeypatch.setattr(cases, "_BLOCK", 200)
+    monkeypatch.setattr(building, "_BLOCK", 200)
     built = cases.build("quantize_affine", SMALL, 10, fill="outliers", parameters=place)
     exact = built.case.enclosures(Semantics())["codes"].exact
     arrays, parameters = built.case.arrays, built.case.parameters
-    codes = cases.codes_of(arrays["x"], arrays["scale"], arrays["zero_point"], parameters)
+    codes = codes_of(arrays["x"], arrays["scale"], arrays["zero_point"], parameters)
     assert mismatches(exact, codes) == 0
     chosen = cases.build("choose_qparams_affine", SMALL, 10, fill="outliers", parameters=place)
     for name, enclosure in chosen.case.enclosures(Semantics()).items():
@@ -173,7 +175,7 @@ def test_codes_are_the_references(place, monkeypatch):
 
 def test_sqnr_of_a_normal_signal_is_what_its_scale_says():
     built = cases.build("quantize_affine", SMALL, 1000)
-    codes = cases.codes_of(*built.case.arrays.values(), built.case.parameters)
+    codes = codes_of(*built.case.arrays.values(), built.case.parameters)
     predicted = 10 * log10(12 * np.mean(built.truth**2) / built.case.arrays["scale"] ** 2)
     assert sqnr_db(built.truth, built.approximation(codes)) == pytest.approx(predicted, abs=0.1)
 
@@ -182,7 +184,7 @@ def test_outliers_cost_what_a_scale_a_channel_saves():
     def sqnr(fill, **parameters):
         layer = shapes.Layer("made-up", "wide", n=8, k=512)
         built = cases.build("quantize_affine", layer, 200, fill=fill, parameters=parameters)
-        codes = cases.codes_of(*built.case.arrays.values(), built.case.parameters)
+        codes = codes_of(*built.case.arrays.values(), built.case.parameters)
         quiet = np.abs(built.truth).max(axis=0) < 10
         return sqnr_db(built.truth[:, quiet], built.approximation(codes)[:, quiet])
 
