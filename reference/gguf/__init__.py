@@ -1,0 +1,1 @@
+"""GGUF: ggml's block formats, and the file that holds them."""
