@@ -144,6 +144,13 @@ class Requantization(StrEnum):
     RNDNU16 = "rndnu16"  # a shift to 16 bits, then a 15-bit multiplier, ties up twice (XNNPACK's uint8 on Arm)
 
 
+class IndexCompletion(StrEnum):
+    """The two indices of a group of 2:4 sparse elements of which fewer than two are not zero."""
+
+    FOLLOWING = "following"  # (0, 2), (1, 2) and (2, 3) of one at 0, 1 and 2; (2, 3) of one at 3, and of none (torch)
+    ANY = "any"  # any two ascending ones that hold what there is     (CUTLASS for sm_90: (i, 3), and (0, 3) of one at 3)
+
+
 class ScaleMode(StrEnum):
     """The exponent of an MX block's scale: from the block's largest magnitude, amax, and the format of its elements."""
 
@@ -183,7 +190,7 @@ class BlockScaleSteps(StrEnum):
     DIVIDE = "divide"  # (amax / 6) / g, or (amax / 6) * G      (torchao, compressed-tensors)
     DIVIDE_BY_PRODUCT = "divide_by_product"  # amax / (6 g), or amax / (6 / G)      (Model-Optimizer)
     MULTIPLY = "multiply"  # amax * (G * (1/6))                 (TransformerEngine)
-    APPROXIMATE = "approximate"  # any of them, or others, with approximate reciprocals     (vLLM, FlashInfer)
+    APPROXIMATE = "approximate"  # any of them, or others, with approximate reciprocals     (vLLM)
 
 
 class ElementSteps(StrEnum):
@@ -192,13 +199,13 @@ class ElementSteps(StrEnum):
     DIVIDE = "divide"  # x / (s g), or x / (s / G)              (Model-Optimizer, compressed-tensors)
     RECIPROCAL = "reciprocal"  # x * (1 / (s g)), with g = 1 / G        (TransformerEngine)
     GLOBAL_FIRST = "global_first"  # x * ((1 / g) / s), or x * (G / s)  (torchao, MSLK)
-    APPROXIMATE = "approximate"  # any of them, or others, with approximate reciprocals     (vLLM, FlashInfer)
+    APPROXIMATE = "approximate"  # any of them, or others, with approximate reciprocals     (vLLM)
 
 
 class SmallBlockScale(StrEnum):
     """The least E4M3 scale of an NVFP4 block."""
 
-    ZERO = "zero"  # 0, and with it the whole block             (TransformerEngine, vLLM)
+    ZERO = "zero"  # 0, and with it the whole block             (TransformerEngine)
     NORMAL = "normal"  # 2**-6, the smallest normal number      (torchao)
     SUBNORMAL = "subnormal"  # 2**-9; 1 of a zero block         (Model-Optimizer)
     EIGHTH = "eighth"  # what rounds to 0 becomes 2**-3         (compressed-tensors)

@@ -321,7 +321,37 @@ class ModelAccuracy(Record):
     layer_weight_mse: dict[str, float]
 
 
-KINDS: dict[str, type[Record]] = {cls.kind: cls for cls in (Run, Verdict, Measurement, Ceiling, ModelAccuracy)}
+@dataclass(frozen=True, kw_only=True)
+class FormatAccuracy(Record):
+    """What a number format keeps of numbers of several kinds, by the reference.
+
+    Attributes
+    ----------
+    device : str
+        Slug of the machine that computed it; the figures do not depend on it.
+    name : str
+        E.g. ``nf4, blocks of 64``.
+    bits_per_weight : float
+        Scales and zero points included, bits.
+    sqnr_db : dict of str to float
+        Signal over quantization noise by the source of the numbers, dB.
+    encode, decode : dict
+        ``operation`` and ``parameters`` of the measurements that encode and decode it; empty where none does.
+    """
+
+    kind = "format"
+
+    device: str
+    name: str
+    bits_per_weight: float
+    sqnr_db: dict[str, float]
+    encode: dict[str, Any]
+    decode: dict[str, Any]
+
+
+KINDS: dict[str, type[Record]] = {
+    cls.kind: cls for cls in (Run, Verdict, Measurement, Ceiling, ModelAccuracy, FormatAccuracy)
+}
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ TABLES: dict[str, Callable[[Iterable[Record]], Table]] = {
     "failures": tables.failures,
     "ceilings": tables.ceilings,
     "accuracy_versus_speed": tables.accuracy_versus_speed,
+    "formats": tables.number_formats,
     "models": tables.model_accuracy,
     "layer_errors": tables.layer_errors,
 }

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from lowbit_cts.reports.evidence import Ceiling, Measurement, ModelAccuracy, Record, Verdict
+from lowbit_cts.reports.evidence import Ceiling, FormatAccuracy, Measurement, ModelAccuracy, Record, Verdict
 
 # Worst first. A waived failure is known, not fine: it outranks what passed, not what nobody has looked at.
 SEVERITY = ("violation", "crashed", "hung", "mistrusted", "waived", "faithful", "exact", "refused")
@@ -399,6 +399,68 @@ def model_accuracy(records: Iterable[Record]) -> Table:
         tuple(map(row, models)),
         "The intervals are Wilson's.",
     )
+
+
+def number_formats(records: Iterable[Record]) -> Table:
+    """Return one row per number format and backend: what it costs, what it keeps, how fast it is made and undone.
+
+    Parameters
+    ----------
+    records : iterable of Record
+        Those of kind ``format``, and the measurements that they name.
+
+    Returns
+    -------
+    Table
+        Formats in the order of the evidence; speeds are those of a backend's fastest kernel.
+    """
+    found = _only(FormatAccuracy, records)
+    measured = _only(Measurement, records)
+    sources = list(dict.fromkeys(source for f in found for source in f.sqnr_db))
+    rows = []
+    for f in found:
+        speeds = {
+            (direction, m.cache, m.backend): max(
+                _elements(n.shape) / n.median_s for n in made if (n.cache, n.backend) == (m.cache, m.backend)
+            )
+            for direction, link in (("encode", f.encode), ("decode", f.decode))
+            for made in [[m for m in measured if m.device == f.device and _named(m, link)]]
+            for m in made
+        }
+        for backend in dict.fromkeys(key[2] for key in speeds) or [""]:
+            rows.append(
+                (
+                    *(f.device, f.name, number(f.bits_per_weight)),
+                    *(number(f.sqnr_db.get(source), 4) for source in sources),
+                    backend,
+                    *(
+                        number(speeds.get((direction, cache, backend)), 3, unit=1e6)
+                        for direction in ("encode", "decode")
+                        for cache in ("hot", "cold")
+                    ),
+                )
+            )
+    return Table(
+        "Number formats",
+        (
+            *("device", "format", "bits", *(f"SQNR dB, {source}" for source in sources), "backend"),
+            *("encode M/s hot", "encode M/s cold", "decode M/s hot", "decode M/s cold"),
+        ),
+        tuple(rows),
+        "Bits a number with its share of the scales; SQNR by the reference; millions of numbers a second of the "
+        "fastest kernel of a backend.",
+    )
+
+
+def _named(m: Measurement, link: Mapping[str, Any]) -> bool:
+    """Return whether a measurement is of the operation and parameters that a format names."""
+    wanted = link.get("parameters", {}).items()
+    return m.operation == link.get("operation") and all(m.parameters.get(name) == value for name, value in wanted)
+
+
+def _elements(sizes: Mapping[str, int]) -> int:
+    """Return the numbers that a call encodes or decodes."""
+    return sizes["M"] * sizes["K"] if "K" in sizes else sizes["N"]
 
 
 def layer_errors(records: Iterable[Record]) -> Table:
