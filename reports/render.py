@@ -21,6 +21,7 @@ from lowbit_cts.reports.tables import Table
 
 # File name to table, in the order of the report.
 TABLES: dict[str, Callable[[Iterable[Record]], Table]] = {
+    "libraries": tables.library_matrix,
     "conformance": tables.conformance_matrix,
     "failures": tables.failures,
     "ceilings": tables.ceilings,

@@ -159,6 +159,38 @@ def conformance_matrix(records: Iterable[Record]) -> Table:
     )
 
 
+def library_matrix(records: Iterable[Record]) -> Table:
+    """Return one row per operation and one column per backend: the verdicts of all its kernels' properties, counted.
+
+    Parameters
+    ----------
+    records : iterable of Record
+        Those of kind ``verdict`` are used.
+
+    Returns
+    -------
+    Table
+        Empty where a backend has no kernel of the operation; what is only refused is not shown.
+    """
+    cells: dict[tuple[str, str, str], Counter[str]] = defaultdict(Counter)
+    backends: dict[str, None] = {}
+    for r in _only(Verdict, records):
+        backends.setdefault(f"{r.backend} {r.backend_version}")
+        if r.implementation and r.verdict != "refused":
+            cells[r.device, r.operation, f"{r.backend} {r.backend_version}"][standing(r)] += 1
+    rows = []
+    for device, operation in dict.fromkeys(key[:2] for key in sorted(cells)):
+        counts = [cells.get((device, operation, backend), Counter()) for backend in backends]
+        said = [", ".join(f"{count[v]} {v}" for v in SEVERITY if count[v]) for count in counts]
+        rows.append((device, operation, *said))
+    return Table(
+        "Libraries and operations",
+        ("device", "operation", *backends),
+        tuple(rows),
+        "Properties by verdict, over all kernels of a library for an operation.",
+    )
+
+
 def failures(records: Iterable[Record]) -> Table:
     """Return one row per violation, crash and hang, the waived ones last.
 

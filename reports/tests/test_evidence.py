@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from lowbit_cts.reports import evidence
-from lowbit_cts.reports.evidence import Ceiling, Measurement, ModelAccuracy, Run, Verdict, append, read
+from lowbit_cts.reports.evidence import Ceiling, FormatAccuracy, Measurement, ModelAccuracy, Run, Verdict, append, read
 
 TIME = "2025-01-01T00:00:00.000000+00:00"
 RUN = Run(run="r", time=TIME, suite_version="0.1", command=["pytest"], profile="smoke", device={}, environment={})
@@ -68,6 +68,17 @@ MODEL = ModelAccuracy(
     layer_weight_mse={},
 )
 
+FORMAT = FormatAccuracy(
+    run="r",
+    time=TIME,
+    device="cpu",
+    name="nf4",
+    bits_per_weight=4.5,
+    sqnr_db={"normal": float("inf")},
+    encode={"operation": "quantize_blockwise", "parameters": {"codebook": "nf4"}},
+    decode={},
+)
+
 # Appends lines long enough that a kill meets one in its write, until killed or until it has written `count`.
 WRITER = """
 import sys
@@ -94,7 +105,7 @@ def path(tmp_path):
 
 
 def test_every_kind_is_read_as_it_was_written(path):
-    records = (RUN, VERDICT, MEASUREMENT, CEILING, MODEL)
+    records = (RUN, VERDICT, MEASUREMENT, CEILING, MODEL, FORMAT)
     for record in records:
         append(path, record)
     assert read(path) == evidence.Evidence(records, torn=0)

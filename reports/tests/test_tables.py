@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from lowbit_cts.reports import tables
-from lowbit_cts.reports.evidence import VERDICTS
+from lowbit_cts.reports.evidence import VERDICTS, FormatAccuracy
 
 
 def cell(table, header, row=0):
@@ -244,3 +244,34 @@ def test_models_are_held_against_float32(model):
     assert layers.column("layer") == ("fc1", "fc2") * 2
     assert layers.column("output MSE") == ("0", "0", "1e-05", "2e-05")
     assert layers.column("weight MSE") == ("0", "", "0", "")
+
+
+def test_formats_bear_the_speed_of_the_fastest_kernel_of_each_backend(measurement):
+    link = {"operation": "quantize_gguf", "parameters": {"type": "Q4_0"}}
+    fmt = FormatAccuracy(
+        run="r1", time=measurement.time, device="cpu-x", name="Q4_0", bits_per_weight=4.5,
+        sqnr_db={"normal": 21.31, "heavy-tailed": 19.0}, encode=link, decode={},
+    )  # fmt: skip
+    one = replace(
+        measurement, operation="quantize_gguf", parameters={"type": "Q4_0", "input": "x"}, shape={"M": 10, "K": 100},
+        median_s=1e-6, cache="hot",
+    )  # fmt: skip
+    slower, other = replace(one, median_s=2e-6), replace(one, parameters={"type": "Q4_1"}, median_s=1e-9)
+    table = tables.number_formats([fmt, slower, one, other, replace(one, backend="b", cache="cold")])
+    assert table.column("backend") == ("acme", "b")
+    assert table.column("SQNR dB, heavy-tailed") == ("19", "19")
+    assert table.column("encode M/s hot") == ("1000", "")
+    assert table.column("encode M/s cold") == ("", "1000")
+    assert tables.number_formats([fmt]).column("backend") == ("",)
+
+
+def test_libraries_are_columns_and_refusals_no_entries(verdict):
+    records = [
+        verdict,
+        replace(verdict, property="cut", verdict="violation", waiver="w"),
+        replace(verdict, backend="b", property="cut", verdict="faithful"),
+        replace(verdict, backend="b", operation="matmul_int8", verdict="refused"),
+    ]
+    table = tables.library_matrix(records)
+    assert table.headers == ("device", "operation", "acme 1", "b 1")
+    assert table.rows == (("cpu-x", "quantize_affine", "1 waived, 1 exact", "1 faithful"),)
