@@ -16,7 +16,7 @@ from lowbit_cts.benches.workloads.cases import WorkloadCase
 from lowbit_cts.kernels import Case, Implementation, Semantics
 from lowbit_cts.kernels.exchange import Exchange
 from lowbit_cts.reference.enclosure import Enclosure
-from lowbit_cts.reference.formats import FORMATS, FloatFormat, decode
+from lowbit_cts.reference.formats import FORMATS, FloatFormat
 
 Call = Callable[[], Any]
 
@@ -140,7 +140,7 @@ def verified(implementation: Implementation, workload: WorkloadCase, output: Any
     }
     worst, mismatches, admissible = 0.0, 0, True
     for name, enclosure in _enclosures(workload, implementation.semantics).items():
-        values = decode(results[name], case.format(name))
+        values = case.decoded(name, results[name])
         worst = max(worst, float(enclosure.ratio(values).max(initial=0.0)))
         mismatches += accuracy.mismatches(np.asarray(enclosure.exact), values)
         admissible &= bool(enclosure.admits(values).all())
@@ -153,15 +153,14 @@ def verified(implementation: Implementation, workload: WorkloadCase, output: Any
 
 def bits_per_weight(case: Case) -> float:
     """Return the bits that an element of the quantized operand costs, its share of scales and zero points included."""
-    slots = [*case.operation.arguments, *case.operation.results]
+    operation = case.operation
     bits, elements = 0.0, 0
-    for slot in slots:
+    for slot in (*operation.arguments, *operation.results):
         array = case.arrays.get(slot.name)
-        size = array.size if array is not None else int(np.prod(case.result_shape(slot))) if slot.name == "codes" else 0
-        if slot.name in ("b", "codes"):
-            elements += size
-        if slot.name in ("b", "b_scale", "codes", "scale", "zero_point"):
-            bits += size * FORMATS[slot.format(case.parameters)].bits
+        result = slot in operation.results and slot.name in operation.weights + operation.stored
+        size = array.size if array is not None else int(np.prod(case.result_shape(slot))) if result else 0
+        elements += size * (slot.name in operation.weights)
+        bits += size * case.bits(slot) * (slot.name in operation.stored)
     if not elements:
         ends = [case.parameters.get("source"), case.parameters.get("target"), case.parameters.get("format")]
         return min(float(FORMATS[name].bits) for name in ends if name in FORMATS)

@@ -8,7 +8,7 @@ import numpy as np
 from lowbit_cts.conformance.worker import Reply
 from lowbit_cts.kernels import Case
 from lowbit_cts.reference.enclosure import Enclosure
-from lowbit_cts.reference.formats import FORMATS, FloatFormat, decode
+from lowbit_cts.reference.formats import FORMATS, FloatFormat
 
 #: Results of at least this many elements that are all alike prove little.
 _ALIKE = 4
@@ -68,7 +68,7 @@ def enclosed(
     """Return (elements, worst error over bound, informative), or raise a Violation at the worst element."""
     elements, worst, informative = 0, 0.0, False
     for name, enclosure in enclosures.items():
-        values = decode(results[name], case.format(name))
+        values = _decoded(name, results[name], case, what)
         ratio = enclosure.ratio(values)
         wrong = ~enclosure.admits(values)
         if wrong.any():
@@ -80,17 +80,36 @@ def enclosed(
     return elements, worst, informative
 
 
+def _decoded(name: str, codes: np.ndarray, case: Case, what: str) -> np.ndarray:
+    """Return the numbers that codes stand for, or raise a Violation at one that the format has not."""
+    fmt = case.format(name)
+    beyond = codes >> fmt.bits != 0 if isinstance(fmt, FloatFormat) and fmt.bits < 8 else np.zeros(0, bool)
+    if not beyond.any():
+        return case.decoded(name, codes)
+    at = tuple(int(i) for i in np.argwhere(beyond)[0])
+    place, count = f"{name}[{', '.join(map(str, at))}]" if at else name, int(beyond.sum())
+    message = f"{what}{place} is the code {int(codes[at])}, must be one of {fmt.name}, which has {fmt.bits} bits; "
+    raise Violation(f"{message}{count} of {codes.size} elements are no codes", case, index=at)
+
+
 def _violation(
     name: str, values: np.ndarray, enclosure: Enclosure, ratio: np.ndarray, wrong: np.ndarray, case: Case, what: str
 ) -> Violation:
     index = np.unravel_index(int(np.argmax(np.where(wrong, ratio, -1.0))), values.shape)
     at = tuple(int(i) for i in index)
-    found, lo, hi, exact = (a[index] for a in (values, enclosure.lo, enclosure.hi, enclosure.exact))
-    rule = _show(exact) if lo == hi or np.isnan(exact) else f"in [{_show(lo)}, {_show(hi)}] (exact: {_show(exact)})"
+    found, lo, hi, exact = (_shown(name, a[index], case) for a in (values, enclosure.lo, enclosure.hi, enclosure.exact))
+    alone = enclosure.lo[index] == enclosure.hi[index] or exact == "nan"
+    by_value = " in the order of their values" if name in case.operation.orders else ""
+    within = exact if alone else f"in [{lo}, {hi}]{by_value} (exact: {exact})"
+    rule = enclosure.rule or within
     place = f"{name}[{', '.join(map(str, at))}]" if at else name
     count = int(wrong.sum())
-    message = f"{what}{place} is {_show(found)}, must be {rule}; {count} of {values.size} elements are inadmissible"
+    message = f"{what}{place} is {found}, must be {rule}; {count} of {values.size} elements are inadmissible"
     return Violation(message, case, index=at)
+
+
+def _shown(name: str, number: Any, case: Case) -> str:
+    return _show(case.encoded(name, np.asarray(number))[()])
 
 
 def _show(value: Any) -> str:
@@ -104,8 +123,7 @@ def identical(one: dict[str, np.ndarray], other: dict[str, np.ndarray], case: Ca
         differ = np.atleast_1d(array).view(bits) != np.atleast_1d(other[name]).view(bits)
         if differ.any():
             index = tuple(int(i) for i in np.argwhere(differ)[0])
-            fmt = case.format(name)
-            pair = [_show(decode(np.atleast_1d(a)[index], fmt)[()]) for a in (array, other[name])]
+            pair = [_shown(name, _decoded(name, np.atleast_1d(a)[index], case, ""), case) for a in (array, other[name])]
             raise Violation(
                 f"{what}: {name}[{', '.join(map(str, index))}] is {pair[0]}, then {pair[1]}; "
                 f"{int(differ.sum())} of {differ.size} elements differ",

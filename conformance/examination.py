@@ -89,24 +89,29 @@ class Trial:
         return [axis for axis in self.case.operation.independent(self.case.parameters) if self.case.sizes[axis] > 0]
 
     def shared_axis(self, argument: Argument, axis: int) -> bool:
-        """Return whether another argument has the same axis, so that their lengths must agree."""
-        parameters = self.case.parameters
+        """Return whether the length of an axis follows from another argument, which has the same axis or its origin."""
+        operation, parameters = self.case.operation, self.case.parameters
         symbol = argument.shape(parameters)[axis]
-        return any(
-            symbol in other.shape(parameters) and self.case.arrays[other.name] is not None
-            for other in self.case.operation.arguments
-            if other.name != argument.name
-        )
+        others = {
+            other: length
+            for slot in operation.arguments
+            if slot.name != argument.name and (array := self.case.arrays[slot.name]) is not None
+            for other, length in zip(slot.shape(parameters), array.shape, strict=True)
+        }
+        derived = operation.derived.get(symbol)
+        return symbol in others or (derived is not None and derived(others, parameters) is not None)
 
     def replaced(self, name: str, array: np.ndarray) -> Case:
         """Return the case with another array for an argument."""
         return replace(self.case, arrays={**self.case.arrays, name: np.ascontiguousarray(array).reshape(array.shape)})
 
     def permuted(self) -> Case:
-        """Return the case with the elements of its first argument in another order."""
-        name = self.case.operation.arguments[0].name
-        array = self.case.array(name)
-        return self.replaced(name, np.roll(array.ravel()[::-1], 1).reshape(array.shape))
+        """Return the case with the elements of its first argument in another order; those of a block stay together."""
+        first, parameters = self.case.operation.arguments[0], self.case.parameters
+        array = self.case.array(first.name)
+        axes = first.shape(parameters)
+        block = self.case.operation.multiples(parameters).get(axes[-1], 1) if axes else 1
+        return self.replaced(first.name, np.roll(array.ravel()[::-1], block).reshape(array.shape))
 
     def largest(self) -> int:
         """Return the number of elements of the largest argument or result."""
@@ -194,10 +199,20 @@ class Examination:
         names = tuple(operation.variants if variants is None else variants)
         sweep: list[Mapping[str, int] | None] = []
         sweep += [sizes] if sizes is None or isinstance(sizes, Mapping) else sizes
-        combinations = list(operation.combinations(self.implementation.supports, names))
+        combinations = self._possible(names)
         each = examples or max(self.profile.least, round(self.profile.examples * share / len(combinations)))
         for variant in combinations:
             self._search(check, {**variant, **(fixed or {})}, regime, sweep, each)
+
+    def _possible(self, names: tuple[str, ...]) -> list[dict[str, Any]]:
+        """Return the supported combinations of some parameters that values of the others complete."""
+        operation, supports = self.implementation.operation, self.implementation.supports
+
+        def completed(chosen: dict[str, Any]) -> bool:
+            held = {**supports, **{name: (value,) for name, value in chosen.items()}}
+            return next(operation.combinations(held, tuple(operation.parameters)), None) is not None
+
+        return [chosen for chosen in operation.combinations(supports, names) if completed(chosen)]
 
     def _search(
         self,

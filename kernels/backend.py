@@ -257,7 +257,7 @@ def _complete(operation: Operation, supports: Mapping[str, tuple[Any, ...]], whe
     complete = {}
     for name, parameter in operation.parameters.items():
         complete[name] = _ordered(supports.get(name, parameter.assumed), parameter.values)
-    if not any(operation.combinations(complete, tuple(operation.parameters))):
+    if next(operation.combinations(complete, tuple(operation.parameters)), None) is None:  # {} is one, too
         raise ContractError(f"{where}: no combination of the supported values is one of the operation's: {complete}")
     return complete
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from lowbit_cts.kernels.semantics import Semantics
 from lowbit_cts.reference.enclosure import Enclosure
-from lowbit_cts.reference.formats import FORMATS, Format
+from lowbit_cts.reference.formats import FORMATS, Format, decode
 
 Parameters = Mapping[str, Any]
 
@@ -61,6 +61,8 @@ class Argument:
         Gives the symbols of the axes, such as ``("M", "K")``; ``()`` for a scalar.
     present : callable of the parameters
         Whether the argument is given; where not, it is None (a bias).
+    bits : callable of the case or None
+        The bits that an element takes where it is stored, if fewer than its format has (codes of a small codebook).
     doc : str
     """
 
@@ -69,6 +71,7 @@ class Argument:
     shape: Callable[[Parameters], tuple[str, ...]]
     doc: str
     present: Callable[[Parameters], bool] = field(default=lambda parameters: True)
+    bits: Callable[["Case"], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,21 @@ class Case:
         slots = {slot.name: slot for slot in (*self.operation.arguments, *self.operation.results)}
         return FORMATS[slots[name].format(self.parameters)]
 
+    def bits(self, slot: Argument) -> float:
+        """Return the bits that an element of an argument or result takes where it is stored."""
+        return slot.bits(self) if slot.bits else FORMATS[slot.format(self.parameters)].bits
+
+    def decoded(self, name: str, codes: np.ndarray) -> np.ndarray:
+        """Return the numbers that codes of an argument or result stand for; of a codebook their ranks by value."""
+        numbers = decode(codes, self.format(name))
+        order = self.operation.orders.get(name)
+        return numbers if order is None else _permuted(numbers, np.argsort(order(self)))
+
+    def encoded(self, name: str, numbers: np.ndarray) -> np.ndarray:
+        """Return decoded numbers as one would show them: ranks as the codes that they are the ranks of."""
+        order = self.operation.orders.get(name)
+        return numbers if order is None else _permuted(numbers, order(self))
+
     def result_shape(self, result: Argument) -> tuple[int, ...]:
         """Return the shape of a result."""
         return tuple(self.sizes[symbol] for symbol in result.shape(self.parameters))
@@ -131,6 +149,12 @@ class Case:
     def enclosures(self, semantics: Semantics) -> dict[str, Enclosure]:
         """Return the admissible results under the semantics, an enclosure a result."""
         return self.operation.evaluate(self, semantics)
+
+
+def _permuted(numbers: np.ndarray, permutation: np.ndarray) -> np.ndarray:
+    """Return integers permuted; those that the permutation does not hold, which no codebook has, stay."""
+    held = (numbers >= 0) & (numbers < permutation.size)
+    return np.where(held, permutation[np.where(held, numbers, 0)], numbers) if permutation.size else numbers
 
 
 def _take(array: np.ndarray | None, axes: tuple[str, ...], symbol: str, indices: Any) -> np.ndarray | None:
@@ -171,6 +195,13 @@ class Operation:
         The axes whose length must be a multiple of a number (a block), and that number.
     random : bool
         Whether ``rounding="stochastic"`` is admissible.
+    orders : mapping of result to callable of the case
+        For results that are codes of a codebook: the codes in the order of the values they stand for. The enclosure of
+        such a result holds ranks in this order.
+    weights : tuple of str
+        Arguments and results of which an element is a weight, where bits per weight are counted.
+    stored : tuple of str
+        Arguments and results that a quantized operand is stored in: codes or words, scales, metadata.
     """
 
     name: str
@@ -189,6 +220,9 @@ class Operation:
     derived: Mapping[str, Callable[[Mapping[str, int], Parameters], int | None]] = field(default_factory=dict)
     multiples: Callable[[Parameters], Mapping[str, int]] = field(default=lambda parameters: {})
     random: bool = False
+    orders: Mapping[str, Callable[[Case], np.ndarray]] = field(default_factory=dict)
+    weights: tuple[str, ...] = ("b", "codes")
+    stored: tuple[str, ...] = ("b", "b_scale", "codes", "scale", "zero_point")
 
     def combinations(self, supports: Mapping[str, tuple[Any, ...]], names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
         """Yield the supported combinations of the named parameters that are the operation's, idle ones as None."""
@@ -204,9 +238,9 @@ class Operation:
 
     def bytes_moved(self, case: Case) -> float:
         """Return the least memory traffic of a call in bytes: every argument read and every result written once."""
-        read = [(a.name, array.size) for a in self.arguments if (array := case.arrays[a.name]) is not None]
-        written = [(r.name, int(np.prod(case.result_shape(r)))) for r in self.results]
-        return sum(size * case.format(name).bits / 8 for name, size in read + written)
+        read = [(a, array.size) for a in self.arguments if (array := case.arrays[a.name]) is not None]
+        written = [(r, int(np.prod(case.result_shape(r)))) for r in self.results]
+        return sum(size * case.bits(slot) / 8 for slot, size in read + written)
 
 
 #: Every operation of the suite by name, filled by the modules of `lowbit_cts.kernels.operations`.

@@ -281,10 +281,11 @@ class TernaryRule(StrEnum):
 
 
 class ScaleSearch(StrEnum):
-    """How the scale of a block of the 16-level codebook IQ4_NL is found."""
+    """How the scales of a GGUF block are found."""
 
-    ONE_SHOT = "one_shot"  # least squares for the codes at max / -127              (ggml, quantize_row_iq4_nl_ref)
-    GRID = "grid"  # the best of 16 of those, then the codes anew                   (ggml, quantize_iq4_nl)
+    ONE_SHOT = "one_shot"  # of IQ4_NL, least squares for the codes at max / -127   (ggml, quantize_row_iq4_nl_ref)
+    GRID = "grid"  # as ggml's quantizers do; of IQ4_NL the best of 16 of those, then the codes anew (quantize_iq4_nl)
+    ANY = "any"  # in a way of one's own, for which only the codes are nearest      (importance matrices, AutoRound)
 
 
 class ExponentFloor(StrEnum):

@@ -2,7 +2,8 @@
 
 A codebook is an array of values indexed by code. The codes need not be in the order of the values (those of FP4 are
 not), and several codes may stand for one value (FP4 has two zeros). Enclosures here hold *values*, ``codebook[codes]``,
-since an interval of values is an interval of neighbours in every codebook.
+since an interval of values is an interval of neighbours in every codebook; `rank_enclosure` turns them into ranks,
+which tell codes of equal values apart.
 
 References
 ----------
@@ -134,6 +135,36 @@ def decode_codes(codes: np.ndarray, codebook: str | np.ndarray) -> np.ndarray:
     if codes.size and (codes.min() < 0 or codes.max() >= values.size):
         raise ValueError(f"codes: must lie in [0, {values.size - 1}]; got [{codes.min()}, {codes.max()}]")
     return values.astype(np.float64)[codes]
+
+
+def codes_by_value(codebook: str | np.ndarray) -> np.ndarray:
+    """Return the codes in the order of their values, shape (n,): of equal ones -0 first, then the smaller code."""
+    values = codebook_values(codebook)
+    return np.lexsort((~np.signbit(values), values))  # stable: of what is equal the first comes first
+
+
+def rank_enclosure(values: Enclosure, codes: np.ndarray, codebook: str | np.ndarray) -> Enclosure:
+    """Return the admissible codes, as ranks in `codes_by_value`.
+
+    Parameters
+    ----------
+    values : Enclosure of float64
+        The admissible values.
+    codes : ndarray of int, the same shape
+        The codes by exactly the declared arithmetic and the declared choice among codes of equal values.
+    codebook : str or ndarray of float, shape (n,)
+
+    Returns
+    -------
+    Enclosure of int64
+        Where one value is admissible, one code is; elsewhere all codes of the admissible values are.
+    """
+    order = codes_by_value(codebook)
+    table = codebook_values(codebook).astype(np.float64)[order]
+    exact = np.argsort(order)[np.asarray(codes)]
+    lo, hi = np.searchsorted(table, values.lo, side="left"), np.searchsorted(table, values.hi, side="right") - 1
+    single = values.lo == values.hi
+    return Enclosure(exact, np.where(single, exact, lo), np.where(single, exact, hi))
 
 
 def _first_above(values: np.ndarray, codes: np.ndarray, tie: TieSide, boundary: Boundary) -> np.ndarray:

@@ -30,12 +30,15 @@ class Enclosure:
         NaN in `exact` means that the result must be NaN; from -inf to inf anything goes, NaN too.
     signed_zero : bool
         Whether -0 and +0 are different results (they are for casts).
+    rule : str
+        What a result must be, for messages, where it is no interval (blocks that are judged as a whole).
     """
 
     exact: np.ndarray
     lo: np.ndarray
     hi: np.ndarray
     signed_zero: bool = False
+    rule: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -72,7 +75,7 @@ class Enclosure:
 
     def __getitem__(self, index: Any) -> "Enclosure":
         """Return the enclosure of a part of the result."""
-        return Enclosure(self.exact[index], self.lo[index], self.hi[index], self.signed_zero)
+        return Enclosure(self.exact[index], self.lo[index], self.hi[index], self.signed_zero, self.rule)
 
 
 def determined(exact: np.ndarray, signed_zero: bool = False) -> Enclosure:

@@ -258,11 +258,12 @@ def _values(codes: np.ndarray, fmt: FloatFormat) -> np.ndarray:
     implicit = (magnitude >> fmt.mantissa_bits > 0) | (not fmt.zero)
     mantissa = magnitude & ((1 << fmt.mantissa_bits) - 1)
     significand = mantissa + (implicit.astype(np.int64) << fmt.mantissa_bits)
-    values = np.ldexp(significand.astype(np.float64), exponent - fmt.bias - fmt.mantissa_bits)
+    with np.errstate(over="ignore"):  # of float64's codes of Inf and NaN
+        values = np.ldexp(significand.astype(np.float64), exponent - fmt.bias - fmt.mantissa_bits)
     values = np.where(magnitude > fmt.largest_magnitude, np.nan, values)
     if fmt.infinity:
         values = np.where(magnitude == fmt.largest_magnitude + 1, np.inf, values)
-    values = np.where(codes & fmt.sign_bit, -values, values)
+    values = np.where((codes >> (fmt.bits - 1)) & fmt.signed, -values, values)  # a mask of bit 63 fits no int64
     if fmt.nan is NanCodes.NEGATIVE_ZERO:
         values = np.where(codes == fmt.sign_bit, np.nan, values)
     return values

@@ -61,9 +61,10 @@ class _Element:
 _FLOATS = [
     float_format(name) for name in ("float8_e4m3fn", "float8_e5m2", "float6_e3m2fn", "float6_e2m3fn", "float4_e2m1fn")
 ]
-_INT8_STEPS = 64  # in 1: two's complement with six fraction bits
+#: Codes of int8 in 1: two's complement with six fraction bits.
+INT8_STEPS = 64
 _ELEMENTS = {fmt.name: _Element(fmt.maximum, fmt.maximum_exponent, fmt.mantissa_bits) for fmt in _FLOATS}
-_ELEMENTS["int8"] = _Element(127 / _INT8_STEPS, 0, 6)
+_ELEMENTS["int8"] = _Element(127 / INT8_STEPS, 0, 6)
 #: Element formats of the specification.
 MX_FORMATS = tuple(_ELEMENTS)
 
@@ -222,7 +223,7 @@ def encode_mx(
     values = values.reshape(x.shape)
     if format != "int8":
         return encode(values, float_format(format), rounding, overflow, random=random)
-    values *= _INT8_STEPS
+    values *= INT8_STEPS
     if rounding is not Rounding.STOCHASTIC:
         steps = round_to_integer(values, rounding)
     elif random is None or random.shape != x.shape:
@@ -283,7 +284,7 @@ def decode_element_mx(codes: np.ndarray, format: str) -> np.ndarray:
         return decode(codes, FORMATS[format])
     if codes.dtype != np.int8 and np.any((codes < -128) | (codes > 127)):
         raise ValueError(f"codes: must lie in [-128, 127]; got [{codes.min()}, {codes.max()}]")
-    return codes / _INT8_STEPS
+    return codes / INT8_STEPS
 
 
 def _admissible_scales(

@@ -10,6 +10,8 @@ from lowbit_cts.kernels import OPERATIONS, Backend, Division, Semantics
 from lowbit_cts.kernels.discovery import load_backends
 
 NUMPY = load_backends("numpy")[0]
+#: A layer whose 768 columns are whole blocks.
+BLOCKS = "bert-base/attn.query"
 LINEAR = {"activation_granularity": "token", "weight_granularity": "channel", "mapping": "symmetric"}
 
 
@@ -30,7 +32,7 @@ def measured(kernel, row):
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_every_operation_has_a_row_that_numpy_passes(operation):
     parameters = {"source": "float32", "target": "float8_e4m3fn"} if operation == "cast_float" else {}
-    row = one(operation, parameters)
+    row = one(operation, parameters, BLOCKS)
     kernel = next(i for i in NUMPY.implementations if row.runs_on(i))
     facts, _ = measured(kernel, row)
     assert facts["verdict"] in ("exact", "faithful")
@@ -70,10 +72,31 @@ def test_a_kernel_that_writes_into_out_is_measured_and_verified():
         ("matmul_w8a8", LINEAR, 8 + 32 / 120),
         ("matmul_int8", {}, 8.0),
         ("cast_float", {"source": "float8_e5m2", "target": "float32"}, 8.0),
+        ("pack_codes", {"packing": "low_first", "bits": 3}, 3.0),
+        ("pack_codes", {"packing": "compressed_tensors", "bits": 3, "signed": True}, 12 * 32 / 120),
+        ("unpack_codes", {"packing": "awq"}, 4.0),
+        ("compress_sparse24", {"format": "float16"}, 9.0),
+        ("decompress_sparse24", {"format": "int8"}, 5.0),
     ],
 )
 def test_bits_per_weight_count_scales_and_zero_points(operation, parameters, bits):
     assert rows.bits_per_weight(one(operation, parameters).workload().case) == pytest.approx(bits)
+
+
+@pytest.mark.parametrize(
+    ("operation", "parameters", "bits"),
+    [
+        ("quantize_mx", {"format": "float8_e5m2"}, 8.25),
+        ("quantize_mx", {"format": "float6_e3m2fn", "input_format": "bfloat16"}, 6.25),
+        ("dequantize_mx", {"format": "float4_e2m1fn"}, 4.25),
+        ("quantize_nvfp4", {"levels": "one"}, 4.5),
+        ("dequantize_nvfp4", {"levels": "two"}, 4.5 + 32 / (4 * 768)),
+        ("quantize_gguf", {"type": "Q3_K"}, 3.4375),
+        ("dequantize_gguf", {"type": "TQ1_0", "output_format": "float16"}, 1.6875),
+    ],
+)
+def test_bits_per_weight_of_blocks(operation, parameters, bits):
+    assert rows.bits_per_weight(one(operation, parameters, BLOCKS).workload().case) == pytest.approx(bits)
 
 
 def test_the_share_of_the_ceiling_is_the_rooflines():

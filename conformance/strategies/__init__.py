@@ -17,7 +17,19 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from lowbit_cts.conformance.strategies import affine, casts, products, vector  # noqa: F401  (fill CASES)
+from lowbit_cts.conformance.strategies import (  # noqa: F401  (fill CASES)
+    affine,
+    binary,
+    block_formats,
+    casts,
+    codebooks,
+    gguf,
+    packing,
+    products,
+    requantization,
+    sparse24,
+    vector,
+)
 from lowbit_cts.conformance.strategies.drawing import CASES, Draw, Sizes
 from lowbit_cts.kernels import Case, Implementation
 from lowbit_cts.reference.formats import FORMATS

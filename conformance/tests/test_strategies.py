@@ -47,7 +47,7 @@ def test_the_exact_regime_leaves_no_room(implementation):
         for enclosure in case.enclosures(implementation.semantics).values():
             wide += int(np.sum((enclosure.lo != enclosure.hi) & ~np.isnan(enclosure.exact)))
             total += enclosure.exact.size
-    assert total > 500 or implementation.operation.name == "choose_qparams_affine"
+    assert total > 500 or implementation.operation.name.startswith("choose_")  # a number a case
     # Ranges that miss a whole number of steps, and 16-bit inputs that are rounded, stay: few.
     allowed = 0.35 if implementation.operation.name == "choose_qparams_affine" else 0.0
     assert wide <= allowed * total

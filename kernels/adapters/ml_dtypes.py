@@ -34,9 +34,9 @@ def _register() -> None:
         "from_float64": ("float64", ("bfloat16", *SMALL_FLOATS)),
     }
     for name, (source, target) in directions.items():
-        backend.implements(
-            "cast_float", name=name, semantics=semantics, supports={"source": source, "target": target}
-        )(astype)
+        backend.implements("cast_float", name=name, semantics=semantics, supports={"source": source, "target": target})(
+            astype
+        )
 
 
 _register()

@@ -3,8 +3,22 @@
 import numpy as np
 
 from lowbit_cts.kernels import Backend
-from lowbit_cts.kernels.numpy import affine, casts, products, vector
+from lowbit_cts.kernels.numpy import (
+    affine,
+    binary,
+    block_formats,
+    casts,
+    codebooks,
+    gguf,
+    packing,
+    products,
+    requantization,
+    sparse24,
+    vector,
+)
 
 backend = Backend("numpy", version=np.__version__, arrays="numpy")
-for family in (affine, products, vector, casts):
+for family in (
+    affine, products, vector, casts, packing, sparse24, requantization, block_formats, codebooks, binary, gguf,
+):  # fmt: skip
     family.register(backend)

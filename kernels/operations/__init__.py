@@ -1,5 +1,29 @@
 """The operations, one module a family."""
 
-from lowbit_cts.kernels.operations import affine, casts, products, vector
+from lowbit_cts.kernels.operations import (
+    affine,
+    binary,
+    block_formats,
+    casts,
+    codebooks,
+    gguf,
+    packing,
+    products,
+    requantization,
+    sparse24,
+    vector,
+)
 
-__all__ = ["affine", "casts", "products", "vector"]
+__all__ = [
+    "affine",
+    "binary",
+    "block_formats",
+    "casts",
+    "codebooks",
+    "gguf",
+    "packing",
+    "products",
+    "requantization",
+    "sparse24",
+    "vector",
+]

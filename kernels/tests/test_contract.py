@@ -2,6 +2,7 @@
 
 import inspect
 from dataclasses import fields
+from enum import StrEnum
 from functools import partial
 
 import numpy as np
@@ -267,8 +268,8 @@ def test_bound_leaves_out_parameters_that_are_not_named():
 
 # Semantics ----------------------------------------------------------------------------------------------------------
 
-CHOICES = [f for f in fields(Semantics) if not isinstance(f.default, float)]
-NUMBERS = [f for f in fields(Semantics) if isinstance(f.default, float)]
+CHOICES = [f for f in fields(Semantics) if isinstance(f.default, StrEnum)]
+NUMBERS = [f for f in fields(Semantics) if not isinstance(f.default, StrEnum)]
 
 
 @pytest.mark.parametrize("field", CHOICES, ids=lambda f: f.name)
@@ -285,8 +286,11 @@ def test_every_choice_is_taken_by_member_or_by_value_and_no_other(field):
 
 @pytest.mark.parametrize("field", NUMBERS, ids=lambda f: f.name)
 @pytest.mark.parametrize("wrong", [0, -1.0, float("inf"), float("nan"), "2", None, True], ids=repr)
-def test_every_number_must_be_positive(field, wrong):
-    with pytest.raises(SemanticsError, match=f"Semantics.{field.name}: .* must be a positive number"):
+def test_every_number_must_be_positive_or_zero_where_that_means_none(field, wrong):
+    if wrong == 0 == field.default:
+        assert getattr(Semantics(**{field.name: wrong}), field.name) == 0
+        return
+    with pytest.raises(SemanticsError, match=f"Semantics.{field.name}: .* must be .*a positive number"):
         Semantics(**{field.name: wrong})
 
 
@@ -296,6 +300,7 @@ def test_presets_are_valid_and_described_without_idle_numbers():
         text = preset.described(names)
         assert ("division_ulps" in text) == (preset.division == "approximate")
         assert ("epsilon" in text) == (preset.zero_scale == "epsilon")
+        assert not {"slack", "distance_roundings"} & set(text)
         assert text["rounding"] == str(preset.rounding)
     approximate = Semantics(division="approximate")
     assert approximate.described(("division", "division_ulps")) == {"division": "approximate", "division_ulps": "2.0"}

@@ -6,9 +6,29 @@ import numpy as np
 import pytest
 
 from lowbit_cts.kernels import OPERATIONS, Case, Operation, Semantics
+from lowbit_cts.reference.encoding import encode
 from lowbit_cts.reference.formats import FORMATS, IntegerFormat
 
-SIZES = {"M": 6, "K": 32, "N": 5, "G": 4}  # four groups of eight in a row
+#: Four groups of eight in a row; one nested block; codebooks of seven values; halves and words of a row.
+SIZES = {"M": 6, "K": 32, "N": 5, "G": 4, "B": 1, "C": 7, "H": 16, "V": 3, "W": 9}
+#: Arguments that are codes, and fewer than their format has.
+FEWER_CODES = {("update_codebook", "codes"): SIZES["C"], ("pack_codes", "codes"): 16}
+#: Arguments of which not any numbers will do, and what makes those that will of any.
+ADMISSIBLE = {
+    ("compress_sparse24", "x"): lambda x: np.where(np.arange(x.shape[1]) % 4 < 2, x, 0),
+    ("decompress_sparse24", "metadata"): lambda x: np.full(x.nbytes, 0x4E, np.uint8).view(x.dtype).reshape(x.shape),
+}
+#: Operations without a value for an empty set.
+NOT_OF_NOTHING = ("choose_qparams_affine", "binarize", "ternarize")
+
+
+def length(operation: Operation, symbol: str, parameters: dict) -> int:
+    """Return the length of an axis: what follows from the others, where it does."""
+    derived, whole = operation.derived.get(symbol), operation.multiples(parameters)
+    sizes = {other: -(-size // whole.get(other, 1)) * whole.get(other, 1) for other, size in SIZES.items()}
+    others = {other: size for other, size in sizes.items() if other != symbol}
+    found = derived(others, parameters) if derived else None
+    return sizes[symbol] if found is None else found
 
 
 def small_case(operation: Operation, parameters: dict, seed: int = 60) -> Case:
@@ -19,19 +39,23 @@ def small_case(operation: Operation, parameters: dict, seed: int = 60) -> Case:
         if not argument.present(parameters):
             arrays[argument.name] = None
             continue
-        shape = tuple(SIZES[symbol] for symbol in argument.shape(parameters))
+        shape = tuple(length(operation, symbol, parameters) for symbol in argument.shape(parameters))
         fmt = FORMATS[argument.format(parameters)]
         if argument.name.endswith("zero_point"):
             array = np.ones(shape)
         elif argument.name.endswith("scale"):
-            array = rng.uniform(0.01, 0.1, shape)
+            array = encode(rng.uniform(0.01, 0.1, shape), fmt)
         elif isinstance(fmt, IntegerFormat):
-            array = rng.integers(fmt.minimum, fmt.maximum + 1, shape)
+            array = rng.integers(fmt.minimum, FEWER_CODES.get((operation.name, argument.name), fmt.maximum + 1), shape)
+        elif fmt.name == "bfloat16":
+            array = encode(rng.standard_normal(shape), fmt)
         elif fmt.carrier.kind == "u":
             array = rng.integers(0, 1 << fmt.bits, shape)
         else:
             array = rng.standard_normal(shape)
-        arrays[argument.name] = np.asarray(array).astype(fmt.carrier)
+        array = np.asarray(array).astype(fmt.carrier)
+        make = ADMISSIBLE.get((operation.name, argument.name))
+        arrays[argument.name] = make(array).astype(fmt.carrier) if make else array
     return Case(operation, parameters, arrays)
 
 
@@ -40,7 +64,7 @@ def combinations(operation: Operation) -> list[dict]:
     supports = {
         name: parameter.values if name in operation.variants else parameter.assumed[:1]
         for name, parameter in operation.parameters.items()
-    } | ({"group_size": (8,)} if "group_size" in operation.parameters else {})
+    } | {name: (8,) for name in ("group_size", "block_size") if name in operation.parameters}
     return list(operation.combinations(supports, tuple(operation.parameters)))
 
 
@@ -69,7 +93,8 @@ def test_a_cut_along_an_independent_axis_cuts_the_results(operation, parameters)
     semantics = [
         Semantics(),
         Semantics(division="approximate", contraction="either", accumulator="float32", zero_point_correction="float",
-                  zero_point_order="inside", dequantize_form="scale_first", scale_rule="half_range"),
+                  zero_point_order="inside", dequantize_form="scale_first", scale_rule="half_range",
+                  scale_mode="rceil", block_scale_steps="approximate", element_steps="approximate"),
     ]  # fmt: skip
     case = small_case(operation, parameters)
     for chosen in semantics:
@@ -78,7 +103,7 @@ def test_a_cut_along_an_independent_axis_cuts_the_results(operation, parameters)
             assert symbol in case.sizes
             for indices in (slice(1, 3), [3, 0], slice(0, 0)):
                 part = case.take(symbol, indices)
-                if 0 in part.sizes.values() and operation.name == "choose_qparams_affine":
+                if 0 in part.sizes.values() and operation.name in NOT_OF_NOTHING:
                     continue  # no minimum of nothing
                 cut = part.enclosures(chosen)
                 for result in operation.results:
@@ -119,6 +144,31 @@ BYTES = [  # operation, parameters, bytes: M 6, K 32, N 5, G 4
     ("choose_qparams_affine", {"granularity": "axis", "axis": 0}, 4 * 6 * 32 + 4 * 6 + 4 * 6),
     ("cast_float", {"source": "float16"}, 5 * 2 + 5),
     ("add_int8", {}, 3 * 5 + 6 * 4),
+    ("quantize_blockwise", {"block_size": 8}, 4 * 6 * 32 + 6 * 32 / 2 + 4 * 6 * 4),
+    ("quantize_blockwise", {"block_size": 8, "codebook": "dynamic8", "input_format": "bfloat16"},
+     2 * 6 * 32 + 6 * 32 + 4 * 6 * 4),
+    ("dequantize_blockwise", {"block_size": 8, "output_format": "float16"}, 6 * 32 / 2 + 4 * 6 * 4 + 2 * 6 * 32),
+    ("double_quantize", {}, 4 * 5 + 4 + 5 + 4),
+    ("double_dequantize", {}, 5 + 4 + 4 + 4 * 5),
+    ("assign_codebook", {}, 4 * 5 + 4 * 7 + 5 * 3 / 8),  # seven values: three bits
+    ("update_codebook", {}, 4 * 5 + 5 * 3 / 8 + 4 * 7 + 4 * 7),
+    ("binarize", {"granularity": "axis", "axis": 0}, 4 * 6 * 32 + 6 * 32 / 8 + 4 * 6),
+    ("ternarize", {"granularity": "group", "group_size": 8}, 4 * 6 * 32 + 6 * 32 / 4 + 4 * 6 * 4),
+    ("pack_codes", {"packing": "awq"}, 6 * 32 + 6 * 32 / 2),
+    ("pack_codes", {"packing": "compressed_tensors", "bits": 3, "signed": True}, 6 * 32 + 6 * 3 * 4),
+    ("unpack_codes", {"packing": "low_first"}, 6 * 9 + 6 * 18),
+    ("swizzle_scales", {}, 6 * 4 + 512),
+    ("permute_scales_marlin", {}, 2 * 2 * 4 * 64),
+    ("compress_sparse24", {}, 2 * 6 * 32 * (1 + 9 / 16)),
+    ("decompress_sparse24", {"format": "int8"}, 6 * 32 * (1 + 5 / 8)),
+    ("requantize", {"granularity": "channel"}, 5 * 6 * 5 + 8 * 5),
+    ("quantize_mx", {}, 4 * 6 * 32 + 6 * 32 + 6),
+    ("dequantize_mx", {"format": "float6_e2m3fn", "output_format": "bfloat16"}, 6 * 32 * 6 / 8 + 6 + 2 * 6 * 32),
+    ("choose_global_scale_nvfp4", {}, 4 * 6 * 32 + 4),
+    ("quantize_nvfp4", {"input_format": "float16"}, 2 * 6 * 32 + 4 + 6 * 32 / 2 + 6 * 2),
+    ("dequantize_nvfp4", {"levels": "one"}, 6 * 32 / 2 + 6 * 2 + 4 * 6 * 32),
+    ("quantize_gguf", {}, 4 * 6 * 32 + 6 * 18),
+    ("dequantize_gguf", {"type": "Q6_K", "output_format": "float16"}, 6 * 210 + 2 * 6 * 256),
 ]  # fmt: skip
 
 

@@ -9,7 +9,19 @@ import warnings
 import torch
 
 from lowbit_cts.kernels import Backend, Division, Semantics
-from lowbit_cts.kernels.torch import affine, casts, products, vector
+from lowbit_cts.kernels.torch import (
+    affine,
+    binary,
+    block_formats,
+    casts,
+    codebooks,
+    gguf,
+    packing,
+    products,
+    requantization,
+    sparse24,
+    vector,
+)
 from lowbit_cts.kernels.torch.build import compiled, eager
 
 with warnings.catch_warnings():  # quantized tensors are deprecated, which torch says once a process
@@ -23,6 +35,9 @@ def _eager(name: str, device: str) -> Backend:
         family.register_native(backend)
         family.register_composed(backend, eager, Semantics())
     casts.register(backend, eager)
+    sparse24.register_native(backend)
+    for family in (packing, sparse24, requantization, block_formats, codebooks, binary, gguf):
+        family.register_composed(backend, eager, Semantics())
     return backend
 
 
@@ -33,6 +48,8 @@ def _compiled(name: str, device: str) -> Backend:
     for family in (affine, products, vector):
         family.register_composed(backend, compiled, arithmetic)
     casts.register(backend, compiled)
+    for family in (packing, sparse24, requantization, block_formats, codebooks, binary, gguf):
+        family.register_composed(backend, compiled, arithmetic)
     return backend
 
 

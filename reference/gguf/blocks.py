@@ -192,7 +192,8 @@ def quantize(
         Matters to Q4_0, Q4_1, Q5_0 and Q5_1; fused, the product x * (1 / d) and the half that is added round once. For
         the K-quants and IQ4 only "separate" is determined.
     scale_search : ScaleSearch
-        Matters to IQ4_NL; of ggml's two quantizers "grid" is the one that files are made with.
+        Matters to IQ4_NL; of ggml's two quantizers "grid" is the one that files are made with. "any" determines nothing
+        (see `lowbit_cts.reference.gguf.admissible`).
     exponent_floor : ExponentFloor
         Matters to MXFP4; "exact" is the rule of MX v1.0 where ggml deviates.
 
@@ -204,7 +205,7 @@ def quantize(
     ------
     ValueError
         A NaN or infinity in x (in ggml undefined: an assertion, or any bytes), another type than float32, a last
-        axis that is not whole blocks, an unknown format, a contraction that does not determine the result.
+        axis that is not whole blocks, an unknown format, a choice that does not determine the result.
 
     Notes
     -----
@@ -225,6 +226,8 @@ def quantize(
     if contraction is Contraction.EITHER or (contraction is Contraction.FUSED and format in _SEARCHED):
         admissible = "separate" if format in _SEARCHED else "separate, fused"
         raise ValueError(f"contraction: {contraction} does not determine {format} blocks; admissible: {admissible}")
+    if scale_search is ScaleSearch.ANY:
+        raise ValueError(f"scale_search: any does not determine {format} blocks; admissible: one_shot, grid")
     quantizer, names = _QUANTIZERS[format]
     choices = {"contraction": contraction, "scale_search": scale_search, "exponent_floor": exponent_floor}
     chosen = {name: choices[name] for name in names}

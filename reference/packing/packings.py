@@ -154,6 +154,31 @@ def _check_axes(array: np.ndarray, name: str, axes: int) -> None:
         raise ValueError(f"{name}: has dtype {array.dtype}, must be an integer type")
 
 
+def _unit(packing: Packing, bits: int) -> int:
+    """Return how many codes, tiles laid out one after another, fill blocks and words without a rest."""
+    return lcm(len(packing.order(bits)) * bits, 8 * packing.carrier.itemsize) // bits
+
+
+def whole_blocks(packing: str, bits: int) -> tuple[int, int]:
+    """Return the numbers that the rows and the columns of a matrix of codes must be multiples of.
+
+    Parameters
+    ----------
+    packing : str
+        A name of `PACKINGS`.
+    bits : int
+        One of the packing's.
+
+    Raises
+    ------
+    ValueError
+        An unknown packing, bits that it does not hold.
+    """
+    layout = _packing(packing, bits, signed=False)
+    unit = 1 if layout.ragged else _unit(layout, bits) // layout.tile
+    return (unit, 1) if layout.axis == -2 else (layout.tile, unit)
+
+
 def _addend(packing: Packing, bits: int, signed: bool) -> int:
     return 1 << (bits - 1) if signed and packing.signed is SignedCodes.OFFSET else packing.addend
 
@@ -229,8 +254,7 @@ def pack(codes: np.ndarray, *, packing: str, bits: int, signed: bool = False) ->
     side = layout.tile
     if side > 1 and codes.shape[-2] % side:
         raise ValueError(f"codes: have {codes.shape[-2]} rows, must be a multiple of {side} for {packing}")
-    order = layout.order(bits)
-    unit = lcm(len(order) * bits, 8 * layout.carrier.itemsize) // bits
+    order, unit = layout.order(bits), _unit(layout, bits)
     if not layout.ragged and codes.shape[layout.axis] * side % unit:
         raise ValueError(
             f"codes: axis {layout.axis} has length {codes.shape[layout.axis]}, must be a multiple of {unit // side} "
@@ -279,8 +303,7 @@ def unpack(words: np.ndarray, *, packing: str, bits: int, count: int | None = No
     order = layout.order(bits)
     held = words.shape[-1] * width // bits
     wanted = held if count is None else count * layout.tile
-    unit = lcm(len(order) * bits, width) // bits
-    if word_count(wanted, bits, width) != words.shape[-1] or (not layout.ragged and wanted % unit):
+    if word_count(wanted, bits, width) != words.shape[-1] or (not layout.ragged and wanted % _unit(layout, bits)):
         raise ValueError(
             f"words: axis {layout.axis} has length {words.shape[-1]}, which whole blocks"
             f"{'' if count is None else f' of {count} codes'} do not fill in {packing} with {bits} bits"

@@ -5,7 +5,8 @@ follow one another in words, 16-bit words beside elements of 16 bits and 32-bit 
 word covers 32 bytes of a dense row either way.
 
 Where a group holds fewer than two numbers several pairs of indices are right, and libraries differ; `compress` writes
-those of PyTorch, `decompress` reads any. Float32 (1:2) and 4-bit elements (pairs of 4:8) are other formats.
+those of PyTorch, `compress_enclosure` admits others, `decompress` reads any. Float32 (1:2) and 4-bit elements (pairs of
+4:8) are other formats.
 
 References
 ----------
@@ -18,6 +19,8 @@ References
 
 import numpy as np
 
+from lowbit_cts.reference.choices import IndexCompletion, takes_choices
+from lowbit_cts.reference.enclosure import Enclosure, determined
 from lowbit_cts.reference.formats import FORMATS, decode
 from lowbit_cts.reference.packing.streams import pack_stream, unpack_stream
 
@@ -29,14 +32,16 @@ METADATA = {
 }  # fmt: skip
 _LEGAL = sorted(set(METADATA.values()))
 _WORDS: dict[int, np.dtype] = {8: np.dtype(np.int32), 16: np.dtype(np.int16)}
+#: Formats of elements that have this layout.
+SPARSE24_FORMATS = tuple(name for name, fmt in FORMATS.items() if fmt.bits in _WORDS)
 #: Rows that `reorder_metadata` permutes among themselves, by the bytes of a word.
-_ROWS = {2: 32, 4: 16}
+REORDERED_ROWS = {2: 32, 4: 16}
 
 
-def _word(format: str) -> np.dtype:
-    admissible = [name for name, fmt in FORMATS.items() if fmt.bits in _WORDS]
-    if format not in admissible:
-        raise ValueError(f"format: {format!r} has no 2:4 layout here; admissible: {', '.join(admissible)}")
+def metadata_word(format: str) -> np.dtype:
+    """Return the type of the words of metadata beside elements of that format; ValueError for formats without."""
+    if format not in SPARSE24_FORMATS:
+        raise ValueError(f"format: {format!r} has no 2:4 layout here; admissible: {', '.join(SPARSE24_FORMATS)}")
     return _WORDS[FORMATS[format].bits]
 
 
@@ -63,7 +68,7 @@ def compress(x: np.ndarray, *, format: str) -> tuple[np.ndarray, np.ndarray]:
     ValueError
         Another format, anything but a matrix, K that does not fill whole words, a group with three or four nonzeros.
     """
-    word = _word(format)
+    word = metadata_word(format)
     x = np.asarray(x)
     if x.ndim != 2:
         raise ValueError(f"x: has {x.ndim} dimensions, must have 2 (M, K)")
@@ -82,6 +87,61 @@ def compress(x: np.ndarray, *, format: str) -> tuple[np.ndarray, np.ndarray]:
     indices = np.stack([fields & 3, fields >> 2], axis=-1)
     values = np.take_along_axis(groups, indices.astype(np.intp), axis=-1).reshape(rows, k // 2)
     return values, pack_stream(fields, 4, word)
+
+
+@takes_choices
+def compress_enclosure(x: np.ndarray, *, format: str, completion: IndexCompletion) -> dict[str, Enclosure]:
+    """Return the admissible values and metadata of a 2:4 sparse matrix.
+
+    Parameters
+    ----------
+    x, format : as `compress`
+    completion : IndexCompletion
+
+    Returns
+    -------
+    dict of Enclosure
+        ``values``, decoded, and ``metadata``, as int64, in row order. With ``completion="any"`` an enclosure a place
+        is wider than the set of right answers, where a group holds fewer than two numbers: of these only those are
+        right that `decompress` turns into x.
+
+    Raises
+    ------
+    ValueError
+        As `compress`.
+    """
+    values, metadata = compress(x, format=format)
+    fmt = FORMATS[format]
+    exact, words = decode(values, fmt), metadata.astype(np.int64)
+    if completion is IndexCompletion.FOLLOWING:
+        return {"values": determined(exact, signed_zero=True), "metadata": determined(words)}
+    dense = decode(np.asarray(x).reshape(*exact.shape[:1], -1, 4), fmt)
+    fields = unpack_stream(metadata, 4, dense.shape[1])
+    lo, hi = (exact.reshape(*fields.shape, 2).copy() for _ in range(2))
+    least, most = fields.astype(np.int64), fields.astype(np.int64)
+    nonzero = dense != 0
+    # The top field of a word bears its sign.
+    sign = np.where(np.arange(fields.shape[1]) % (2 * metadata.itemsize) == 2 * metadata.itemsize - 1, 16, 0)
+    signed = -sign * (fields >> 3)
+    least, most = least + signed, most + signed
+    for code in _LEGAL:
+        pair = [code & 3, code >> 2]
+        legal = nonzero.sum(-1) == nonzero[..., pair].sum(-1)
+        place = code - sign * (code >> 3)
+        least = np.where(legal, np.minimum(least, place), least)
+        most = np.where(legal, np.maximum(most, place), most)
+        stored = np.where(legal[..., None], dense[..., pair], lo)
+        lo, hi = np.minimum(lo, stored), np.maximum(hi, np.where(legal[..., None], dense[..., pair], hi))
+    shape = words.shape
+    weights = np.int64(16) ** np.arange(2 * metadata.itemsize)
+    ends = [(np.reshape(field, (*shape, -1)) * weights).sum(-1) for field in (least, most)]
+    if exact.dtype.kind == "f":  # a NaN or a zero: no interval
+        open_ = np.isnan(lo) & (nonzero.sum(-1) < 2)[..., None]
+        lo, hi = np.where(open_, -np.inf, lo), np.where(open_, np.inf, hi)
+    return {
+        "values": Enclosure(exact, lo.reshape(exact.shape), hi.reshape(exact.shape)),
+        "metadata": Enclosure(words, *ends),
+    }
 
 
 def decompress(values: np.ndarray, metadata: np.ndarray, *, format: str) -> np.ndarray:
@@ -103,7 +163,7 @@ def decompress(values: np.ndarray, metadata: np.ndarray, *, format: str) -> np.n
     ValueError
         Another format, shapes that do not fit, metadata whose indices do not ascend.
     """
-    word = _word(format)
+    word = metadata_word(format)
     values, metadata = np.asarray(values), np.asarray(metadata)
     if values.ndim != 2:
         raise ValueError(f"values: has {values.ndim} dimensions, must have 2 (M, K / 2)")
@@ -126,7 +186,7 @@ def decompress(values: np.ndarray, metadata: np.ndarray, *, format: str) -> np.n
 def _reordered_places(metadata: np.ndarray) -> np.ndarray:
     """Return, in the shape of row-ordered metadata, where each of its words stands in CUTLASS's order."""
     rows, columns = metadata.shape
-    block = _ROWS[metadata.dtype.itemsize]
+    block = REORDERED_ROWS[metadata.dtype.itemsize]
     m, c = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
     # Rows m, m + 8, ... of a block, which one lane's fragments cover, come side by side.
     m = m // block * block + m % 8 * (block // 8) + m % block // 8
@@ -138,7 +198,7 @@ def _reordered_places(metadata: np.ndarray) -> np.ndarray:
 
 def _check_metadata(metadata: np.ndarray) -> np.ndarray:
     metadata = np.asarray(metadata)
-    block = _ROWS.get(metadata.dtype.itemsize)
+    block = REORDERED_ROWS.get(metadata.dtype.itemsize)
     if metadata.ndim != 2 or metadata.dtype.kind not in "iu" or block is None:
         raise ValueError(
             f"metadata: must be a matrix of 16-bit or 32-bit integers; has shape {metadata.shape}, dtype "

@@ -13,9 +13,11 @@ from lowbit_cts.reference.codebooks import (
     assign_enclosure,
     bitsandbytes_fp4,
     codebook_values,
+    codes_by_value,
     decode_codes,
     dynamic_map,
     normal_float,
+    rank_enclosure,
 )
 
 # QLoRA, appendix E, to the digits of bitsandbytes' get_4bit_type("nf4").
@@ -327,6 +329,35 @@ def test_slack_admits_what_is_nearest_to_a_number_within_it():
         beyond = assign(x + 1.001 * slack + 1e-15, codebook)
         outside = codebook.astype(np.float64)[beyond] > codebook.astype(np.float64)[assign(x + slack, codebook)]
         assert not found.admits(codebook.astype(np.float64)[beyond])[outside & (slack > 1e-8)].any()
+
+
+def test_codes_by_value_of_fp4_and_of_equal_values():
+    assert codes_by_value(FP4).tolist() == [11, 10, 13, 12, 15, 14, 9, 8, 0, 1, 6, 7, 4, 5, 2, 3]
+    assert codes_by_value(np.array([2.0, 0.0, 2.0, -0.0, -1.0, 0.0])).tolist() == [4, 3, 1, 5, 0, 2]
+    for codebook in tables().values():
+        order = codes_by_value(codebook)
+        assert sorted(order.tolist()) == list(range(codebook.size))
+        assert np.all(np.diff(codebook[order]) >= 0)
+
+
+@pytest.mark.parametrize("rule", EqualValues)
+@pytest.mark.parametrize("name", tables())
+def test_ranks_admit_the_declared_code_alone_where_the_value_is_determined(name, rule):
+    codebook = tables()[name]
+    x = np.concatenate([around_boundaries(codebook), [-0.0]])
+    codes = assign(x, codebook, equal_values=rule)
+    ranks = rank_enclosure(assign_enclosure(x, codebook), codes, codebook)
+    np.testing.assert_array_equal(ranks.lo, ranks.hi)
+    np.testing.assert_array_equal(codes_by_value(codebook)[ranks.exact], codes)
+
+
+def test_ranks_admit_every_code_of_every_admissible_value():
+    x = np.array([-0.003, 0.2, np.nan])
+    found = rank_enclosure(assign_enclosure(x, FP4, slack=0.01), assign(x, FP4), FP4)
+    order = codes_by_value(FP4)
+    admitted = [set(order[lo : hi + 1].tolist()) for lo, hi in zip(found.lo, found.hi, strict=True)]
+    assert admitted == [{9, 8, 0, 1}, {6, 7}, set(range(16))]
+    assert order[found.exact].tolist() == [9, 6, 0]
 
 
 @pytest.mark.parametrize("name", ["nf4", "fp4", "dynamic8", "shuffled", "integers", "far apart", "one"])

@@ -90,6 +90,14 @@ def test_every_code_decodes_as_others_decode_it(name):
     same_numbers(decode(all_codes(name), FORMATS[name]), values_of(name, all_codes(name)))
 
 
+@pytest.mark.parametrize("name", ["float32", "float64"])
+def test_wide_codes_given_as_integers_decode_to_what_numpy_sees_in_them(name):
+    values = np.random.default_rng(3).standard_normal(1000).astype(name) * np.array([[1], [0], [2.0**-140]], name)
+    values = np.append(values, np.array([np.inf, -np.inf, np.nan], name))
+    for kind in "ui":
+        same_numbers(decode(values.view(f"{kind}{values.itemsize}"), FORMATS[name]), values.astype(np.float64))
+
+
 @pytest.mark.parametrize("name", NATIVE)
 def test_every_value_encodes_to_its_own_code(name):
     codes = all_codes(name)
@@ -100,9 +108,9 @@ def test_every_value_encodes_to_its_own_code(name):
         np.testing.assert_array_equal(bits_of(got), codes[numbers])
 
 
-@pytest.mark.parametrize("name", [*NATIVE, "float32"])
+@pytest.mark.parametrize("name", [*NATIVE, "float32", "float64"])
 def test_limits_are_those_of_finfo(name):
-    fmt, limits = FORMATS[name], ml_dtypes.finfo(NATIVE.get(name, np.float32))
+    fmt, limits = FORMATS[name], ml_dtypes.finfo(NATIVE.get(name, name))
     assert fmt.maximum == float(limits.max)
     assert fmt.smallest == float(limits.smallest_subnormal)
     assert fmt.maximum_exponent == np.frexp(fmt.maximum)[1] - 1

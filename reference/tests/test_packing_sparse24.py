@@ -6,10 +6,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from lowbit_cts.reference.formats import FORMATS
+from lowbit_cts.reference.formats import FORMATS, decode
 from lowbit_cts.reference.packing.sparse24 import (
     METADATA,
     compress,
+    compress_enclosure,
     decompress,
     reorder_metadata,
     restore_metadata,
@@ -127,6 +128,76 @@ def test_a_group_with_more_than_two_is_refused(overfull):
     x[1, 8:12] = overfull
     with pytest.raises(ValueError, match=r"^x: at most 2 of 4 .* row 1 has more from column 8 on"):
         compress(x, format="int8")
+
+
+# Where several pairs of indices are right.
+
+PATTERNS = [p for p in product([0, 1], repeat=4) if sum(p) <= 2]
+
+
+def completed(x: np.ndarray, format: str, choose) -> tuple[np.ndarray, np.ndarray]:
+    """Return the values and metadata of a matrix, of the pairs that hold a group's numbers the one that is chosen."""
+    word = 16 if COVERED[format] == 16 else 32
+    values, fields = [], []
+    for group in x.reshape(-1, 4):
+        nonzero = set(np.flatnonzero(group & 0x7F if format == "float8_e4m3fn" else group))
+        first, second = choose([pair for pair in PAIRS if nonzero <= set(pair)])
+        values += [group[first], group[second]]
+        fields.append(first | second << 2)
+    groups = np.array(fields, np.uint64).reshape(len(x), -1, word // 4)
+    words = (groups << np.arange(0, word, 4, dtype=np.uint64)).sum(-1).astype(f"u{word // 8}").view(f"i{word // 8}")
+    return np.array(values, x.dtype).reshape(len(x), -1), words
+
+
+def cutlass(pairs):
+    """Choose as CUTLASS's compressor for sm_90 does, but for empty groups: (i, 3), and (0, 3) for one at 3."""
+    with_last = [pair for pair in pairs if pair[1] == 3]
+    return min(with_last) if len(pairs) == 3 and with_last else pairs[0]
+
+
+@pytest.mark.parametrize("format", ["int8", "float8_e4m3fn"])
+@pytest.mark.parametrize("choose", [min, max, cutlass], ids=["first", "last", "cutlass"])
+def test_every_completion_is_admitted_and_read(format, choose):
+    groups = np.array([np.roll(PATTERNS, shift, axis=0) for shift in range(8)]) * np.array([7, 0x83, 0x31, 0xF1])
+    x = groups.swapaxes(0, 1).reshape(11, 32).astype(np.uint8).view(FORMATS[format].carrier)
+    values, metadata = completed(x, format, choose)
+    np.testing.assert_array_equal(decompress(values, metadata, format=format), x)
+    open_, strict = (compress_enclosure(x, format=format, completion=c) for c in ("any", "following"))
+    words = metadata.astype(np.int64)
+    assert open_["values"].admits(decode(values, FORMATS[format])).all()
+    assert open_["metadata"].admits(words).all()
+    assert not strict["metadata"].admits(words).all()
+    torch_values, torch_metadata = compress(x, format=format)
+    for found in (open_, strict):
+        assert found["values"].admits(decode(torch_values, FORMATS[format])).all()
+        assert found["metadata"].admits(torch_metadata.astype(np.int64)).all()
+
+
+@pytest.mark.parametrize("format", FORMATS_TESTED)
+def test_two_numbers_a_group_leave_no_choice(format):
+    x = sparse(16, 64, format, fewer=False)
+    for enclosure in compress_enclosure(x, format=format, completion="any").values():
+        np.testing.assert_array_equal(enclosure.lo, enclosure.hi)
+        np.testing.assert_array_equal(enclosure.exact, enclosure.hi)
+
+
+def test_a_nan_beside_zeros_may_stand_at_either_place():
+    x = np.zeros((1, 16), np.float16)
+    x[0, 1], x[0, 4:6] = np.nan, [np.nan, 1]
+    values = compress_enclosure(x, format="float16", completion="any")["values"]
+    assert values.admits(np.array([[0, np.nan, np.nan, 1, 0, 0, 0, 0]])).all()
+    assert values.admits(np.array([[np.nan, 0, np.nan, 1, 0, 0, 0, 0]])).all()
+    assert not values.admits(np.array([[np.nan, 0, 1, 1, 0, 0, 0, 0]])).all()
+
+
+def test_signed_zeros_are_kept_where_pytorch_keeps_them():
+    x = np.array([[1, 0, -0.0, 0] * 4], np.float16)
+    values, _ = compress(x, format="float16")
+    assert np.signbit(values).tolist() == [[False, True] * 4]
+    strict, open_ = (compress_enclosure(x, format="float16", completion=c)["values"] for c in ("following", "any"))
+    positive = np.abs(values).astype(float)
+    assert strict.admits(positive).tolist() == [[True, False] * 4]
+    assert open_.admits(positive).all()
 
 
 # CUTLASS's order.

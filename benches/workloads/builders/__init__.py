@@ -1,3 +1,12 @@
 """Builders of workload cases, one module a family of operations."""
 
-from lowbit_cts.benches.workloads.builders import affine, casts, products, vector  # noqa: F401  (fill BUILDERS)
+from lowbit_cts.benches.workloads.builders import (  # noqa: F401  (fill BUILDERS)
+    affine,
+    block_formats,
+    casts,
+    gguf,
+    packing,
+    products,
+    requantization,
+    vector,
+)
