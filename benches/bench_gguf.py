@@ -1,4 +1,4 @@
-"""GGUF blocks at the width of a 7B model: dequantization is bound by memory, the searches of quantizers by arithmetic."""
+"""GGUF blocks at the width of a 7B model: dequantizers are bound by memory, searches of quantizers by arithmetic."""
 
 import pytest
 

@@ -1,5 +1,7 @@
 """Packing and unpacking of a layer's weights, the order of its scales, 2:4 compression: bound by memory."""
 
+from typing import Any
+
 import pytest
 
 from lowbit_cts.benches.engine.replay import replayed_seconds
@@ -8,7 +10,7 @@ from lowbit_cts.benches.table import Row, measure_row
 pytestmark = pytest.mark.benchmark(timer=replayed_seconds)
 
 _LAYER, _BATCH = "bert-base/attn.query", 1
-_PACKINGS = [
+_PACKINGS: list[dict[str, Any]] = [
     *({"packing": packing, "bits": 4, "signed": False} for packing in ("low_first", "gptq", "awq", "marlin")),
     {"packing": "compressed_tensors", "bits": 3, "signed": True},
 ]

@@ -81,7 +81,7 @@ def test_magnitudes(examination: Examination) -> None:
 @pytest.mark.operation("ternarize")
 def test_ties_of_rounding(examination: Examination) -> None:
     """With the rule bitnet, half the scale rounds to zero, ties to even; the floats beside it to their own sides."""
-    below, above = np.nextafter(np.float32(0.5), np.float32([0, 1]))
+    below, above = np.nextafter(np.float32(0.5), np.array([0, 1], np.float32))
     rows = []
     for half in (0.5, below, above):  # the mean magnitude is 1: eight numbers that sum to 8, but for a last place
         rows.append([half, -half, 1.5, -1.5, half, -1.5, 1.5, 0.5])

@@ -414,7 +414,7 @@ def _decode(examination: Examination, parameters: dict[str, Any], scales: np.nda
     bits = 8 if format == "int8" else float_format(format).bits
     codes = np.resize(np.arange(1 << bits, dtype=np.uint8), max(1 << bits, 32))
     codes = np.tile(codes.view(np.int8) if format == "int8" else codes, (scales.size, 1))
-    groups = codes.shape[1] // (MX_BLOCK if "format" in parameters else NVFP4_BLOCK)
+    groups = codes[0].size // (MX_BLOCK if "format" in parameters else NVFP4_BLOCK)
     arrays: dict[str, np.ndarray | None] = {"codes": codes, "scale": np.repeat(scales[:, None], groups, axis=1)}
     if "levels" in parameters:
         arrays["global_scale"] = None if parameters["levels"] == "one" else _stored(implementation, g)

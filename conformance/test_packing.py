@@ -148,13 +148,13 @@ def test_known_words(examination: Examination) -> None:
     """The words that the packing's library is known by: 0 to 7 is 0x76543210, AWQ's 0x75316420, and their like."""
     operation = examination.implementation.operation
     supported = list(_supported(examination))
-    known = [({"packing": entry[0], "bits": entry[1], "signed": entry[2]}, *entry[3:]) for entry in _KNOWN]
-    chosen = [entry for entry in known if entry[0] in supported]
-    if not chosen:
+    known = [entry for entry in _KNOWN if dict(zip(("packing", "bits", "signed"), entry, strict=False)) in supported]
+    if not known:
         raise Refused("no packing with known words is declared as supported")
-    for parameters, codes, words in chosen:
-        carrier = PACKINGS[parameters["packing"]].carrier
-        pair = codes.astype(np.int8 if parameters["signed"] else np.uint8), np.array(words, f"u{carrier.itemsize}")
+    for packing, bits, signed, codes, words in known:
+        parameters = {"packing": packing, "bits": bits, "signed": signed}
+        carrier = PACKINGS[packing].carrier
+        pair = codes.astype(np.int8 if signed else np.uint8), np.array(words, f"u{carrier.itemsize}")
         given, expected = pair[0], pair[1].view(carrier)
         if operation.name == "unpack_codes":
             given, expected = expected, given

@@ -1,11 +1,12 @@
 """The command line of Lowbit-CTS."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
-from lowbit_cts.kernels import OPERATIONS, Operation
+from lowbit_cts.kernels import OPERATIONS, Operation, Semantics
 from lowbit_cts.reports import render
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
@@ -62,7 +63,16 @@ def contract(operation: Operation) -> str:
         lines.append(f"    {name:24}{parameter.doc}")
         lines.append(f"    {'':24}admissible: {parameter.admissible()}")
         lines.append(f"    {'':24}assumed when not declared: {', '.join(map(str, parameter.assumed))}")
-    lines.append(f"semantics that matter: {', '.join(operation.semantics) or 'none'}")
+    lines.append("semantics that matter, the default first:" if operation.semantics else "semantics that matter: none")
+    for name in operation.semantics:
+        default = getattr(Semantics(), name)
+        if isinstance(default, StrEnum):
+            doc = (type(default).__doc__ or "").splitlines()[0]
+            lines.append(f"    {name:24}{doc}")
+            others = [value for value in type(default) if value is not default]
+            lines.append(f"    {'':24}{', '.join((default, *others))}")
+        else:
+            lines.append(f"    {name:24}a number, {default:g}")
     return "\n".join(lines)
 
 

@@ -148,7 +148,7 @@ class IndexCompletion(StrEnum):
     """The two indices of a group of 2:4 sparse elements of which fewer than two are not zero."""
 
     FOLLOWING = "following"  # (0, 2), (1, 2) and (2, 3) of one at 0, 1 and 2; (2, 3) of one at 3, and of none (torch)
-    ANY = "any"  # any two ascending ones that hold what there is     (CUTLASS for sm_90: (i, 3), and (0, 3) of one at 3)
+    ANY = "any"  # any two ascending ones that hold what there is   (CUTLASS for sm_90: (i, 3), and (0, 3) of one at 3)
 
 
 class ScaleMode(StrEnum):

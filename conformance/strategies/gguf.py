@@ -84,14 +84,16 @@ def representable(rng: Generator, count: int, fmt: BlockFormat, bits: int = 4) -
 def with_ties(rng: Generator, parts: Parts, fmt: BlockFormat) -> np.ndarray:
     """Return the numbers that blocks stand for, every second of them moved to the middle of two levels.
 
-    The elements that the scales are taken from stay.
+    The first of each group on a level that its scale is taken from stays.
     """
     scale, offset = scale_and_offset(parts, fmt.name)
     levels = np.unique(fmt.levels).astype(np.float32)
     codes = parts["codes"].reshape(-1, fmt.groups, fmt.group)
     level = fmt.levels[codes].astype(np.float32)
     above = levels[np.minimum(np.searchsorted(levels, level) + 1, len(levels) - 1)]
-    kept = np.isin(level, np.concatenate(_ENDS[fmt.name])) | (rng.random(codes.shape) < 0.5)
+    kept = rng.random(codes.shape) < 0.5
+    for end in np.concatenate(_ENDS[fmt.name]):
+        np.put_along_axis(kept, np.argmax(level == end, axis=-1)[..., None], True, axis=-1)
     x = np.where(kept, level, (level + above) / 2) * scale[..., None]
     return (x if offset is None else x + offset[..., None]).reshape(-1, fmt.elements)
 

@@ -84,13 +84,13 @@ def by_the_exponent(x):
     return _quantize(x, "MXFP4", exponent_floor="exact")
 
 
-def _least_squares(x, factors=np.linspace(0.8, 1.1, 31)):
+def _least_squares(x):
     """Return blocks of Q4_0 whose scale has the least squared error of several."""
     rows = _finite(x).reshape(len(x) * (x.shape[1] // 32), 32)
     first = np.take_along_axis(rows, np.abs(rows).argmax(axis=1)[:, None], axis=1)
     best, least = first / F(-8), np.full(first.shape, np.inf)
     with np.errstate(all="ignore"):
-        for factor in (1.0, *factors):
+        for factor in (1.0, *np.linspace(0.8, 1.1, 31)):
             d = (first / F(-8) * F(factor)).astype(np.float16).astype(F)
             codes = np.clip(np.rint(np.where(d != 0, rows / d, 0)), -8, 7)
             error = np.square(codes * d - rows).sum(axis=1, keepdims=True)
@@ -121,6 +121,7 @@ def _by_largest(x, levels=32, requantized=True, factor=1.0):
     return reference.pack(parts, "Q6_K").reshape(len(x), x.shape[1] // 256 * 210)
 
 
+@right.implements("quantize_gguf", name="by_largest_and_no_worse", semantics=EITHER, supports={"type": "Q6_K"})
 @right.implements("quantize_gguf", semantics=ANY, supports={"type": "Q6_K"})
 def by_largest(x):
     return _by_largest(x)
@@ -243,9 +244,19 @@ def nan_scales_are_zero(parts):
     parts["d"] = np.nan_to_num(parts["d"], nan=0)
 
 
-@_misread("Q4_K")
-def wrong_from_row_256_on(parts):
-    parts["codes"][512:] ^= 1
+@_fault("Q4_K", "dequantize_gguf")
+def wrong_from_row_256_on(blocks):
+    y = _dequantize(blocks, "Q4_K")
+    y[256:] += 1
+    return y
+
+
+@_fault(("Q4_0", "Q6_K"), "dequantize_gguf")
+def wrong_from_row_300_on_in_one_type(blocks, *, type):
+    y = _dequantize(blocks, type)
+    if type == "Q6_K":
+        y[300:] += 1
+    return y
 
 
 @_misread("TQ2_0")
@@ -274,11 +285,10 @@ def the_last_scale_is_nan(blocks):
 
 @_fault("TQ1_0", "dequantize_gguf")
 def trits_of_the_whole_byte(blocks):
-    """As if a byte were the number of its five digits, not its fraction of 243."""
+    """As if a byte were the number of its digits, not 256 / 243 of it."""
     flat = blocks.reshape(-1, 54)
-    fraction = flat[:, :52].astype(np.uint16) * 243 >> 8
-    fields = [(fraction[:, a:b, None] // 3 ** np.arange(4, 4 - n, -1) % 3).transpose(0, 2, 1).reshape(len(flat), -1)
-              for a, b, n in ((0, 32, 5), (32, 48, 5), (48, 52, 4))]  # fmt: skip
+    digits = flat[:, None, :52].astype(int) // 3 ** np.arange(4, -1, -1)[:, None] % 3
+    fields = [digits[:, :n, a:b].reshape(len(flat), -1) for a, b, n in ((0, 32, 5), (32, 48, 5), (48, 52, 4))]
     parts = {"codes": np.concatenate(fields, axis=1).astype(np.uint8), "d": reference.unpack(blocks, "TQ1_0")["d"]}
     return _dequantize(reference.pack(parts, "TQ1_0").reshape(blocks.shape), "TQ1_0")
 
@@ -430,6 +440,14 @@ def fused_undeclared(x):
 @_fault("Q4_0", semantics=FUSED)
 def separate_undeclared(x):
     return _quantize(x, "Q4_0")
+
+
+@_fault(("Q4_0", "Q8_0"))
+def wrong_in_long_rows_of_one_type(x, *, type):
+    blocks = _quantize(x, type)
+    if type == "Q8_0":
+        blocks[:, 34 * 300 :] = 0
+    return blocks
 
 
 @_fault("MXFP4", semantics=EXACT)

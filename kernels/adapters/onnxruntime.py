@@ -44,8 +44,6 @@ _TYPES: dict[str, int] = {
 }
 _ONNX = PRESETS["onnx"]
 
-onnxruntime.set_global_thread_pool_sizes()  # as many threads as there are cores, for all sessions together
-
 
 def _session(
     operator: str,
@@ -74,13 +72,12 @@ def _session(
     model = helper.make_model(graph, opset_imports=_OPSETS, ir_version=_IR_VERSION)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.use_per_session_threads = False
     options.add_session_config_entry("session.force_spinning_stop", "1")  # else threads that wait take the others' time
     options.log_severity_level = 4  # what it refuses it raises, too
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-_kept_session = lru_cache(maxsize=None)(_session)
+_kept_session = lru_cache(maxsize=32)(_session)  # each has threads of its own
 
 
 def _run(

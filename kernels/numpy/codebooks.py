@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lowbit_cts.kernels import Backend, Semantics
+from lowbit_cts.kernels import Backend, Precision, Semantics
 from lowbit_cts.kernels.numpy.numbers import WIDE, float32_of, output_of
 from lowbit_cts.reference.codebooks import CODEBOOKS
 
@@ -86,4 +86,4 @@ def register(backend: Backend) -> None:
     backend.implements("double_quantize", semantics=_BLOCKWISE)(double_quantize)
     backend.implements("double_dequantize")(double_dequantize)
     backend.implements("assign_codebook", prepare=_prepare)(assign_codebook)
-    backend.implements("update_codebook", semantics=Semantics(intermediate="float64"))(update_codebook)
+    backend.implements("update_codebook", semantics=Semantics(intermediate=Precision.FLOAT64))(update_codebook)

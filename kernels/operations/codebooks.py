@@ -38,7 +38,9 @@ _CODES = Argument("codes", _code_format, lambda p: ("M", "K"), "codes, one an el
 _ABSMAX = Argument(
     "absmax", lambda p: "float32", lambda p: ("M", "G"), "the largest magnitude of each block, (M, K / block_size)"
 )
-_FLAT_ABSMAX = Argument("absmax", lambda p: "float32", lambda p: ("N",), "the absmax of N blocks, (N,), or any finite numbers")
+_FLAT_ABSMAX = Argument(
+    "absmax", lambda p: "float32", lambda p: ("N",), "the absmax of N blocks, (N,), or any finite numbers"
+)
 _OFFSET = Argument("offset", lambda p: "float32", lambda p: (), "what is subtracted of each absmax, their mean, ()")
 _NESTED_CODES = Argument("codes", lambda p: "uint8", lambda p: ("N",), f"codes of {NESTED}, (N,)")
 _NESTED_ABSMAX = Argument(

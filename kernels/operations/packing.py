@@ -49,7 +49,7 @@ _CODES = Argument(
     "codes",
     lambda p: "int8" if p["signed"] else "uint8",
     lambda p: ("M", "K"),
-    "codes, one a byte, (M, K); rows and columns as the packing's library has them",
+    "codes, one a byte, (M, K): (inputs, outputs) in gptq, awq and marlin, (outputs, inputs) in compressed_tensors",
 )
 _WORDS = Argument(
     "words",

@@ -157,3 +157,36 @@ def test_composed_kernels_of_every_granularity_give_nan_a_code():
         chosen |= {"format": "uint2", "narrow_range": True, "input_format": "float32"}
         _, admissible = returned(kernel, arrays, **chosen)
         assert admissible.all(), place
+
+
+@pytest.mark.parametrize("name", ["semi_structured", "composed"])
+def test_of_an_overfull_group_two_numbers_are_kept(name):
+    """Torch's conversion raises nothing where a group of four holds three or four: of 1 2 3 4 it keeps 1 and 2."""
+    import torch
+
+    kernel = implementation("compress_sparse24", name)
+    x = torch.zeros(32, 32, dtype=torch.float16)
+    x[0, :4] = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    x[0, 4:8] = torch.tensor([0.0, 5.0, 6.0, 7.0])
+    values, metadata = kernel.bound({"x": x}, {"format": "float16", "metadata_order": "cutlass"})()
+    assert values[0, :4].tolist() == [1, 2, 5, 7]
+    assert hex(int(metadata[0, 0]) & 0xFF) == "0xd4"
+
+
+@pytest.mark.parametrize(
+    ("name", "codes"),
+    [
+        ("float32", [0, 0, 2, -2, -2]),
+        ("double_rounding", [1, -1, 2, -2, -3]),
+        ("single_rounding", [1, 0, 2, -1, -2]),
+        ("rndnu", [1, 0, 2, -1, -2]),
+        ("rndnu16", [1, 0, 2, -1, -2]),
+    ],
+)
+def test_where_the_variants_of_requantization_disagree(name, codes):
+    kernel = implementation("requantize", name)
+    acc = np.array([[8, -8, 24, -24, -40]], np.int32)
+    arrays = {"acc": acc, "scale": np.array(2.0**-4, np.float32), "zero_point": np.array(0, np.int32)}
+    values, admissible = returned(kernel, arrays, format="int8", granularity="tensor")
+    assert values[0].tolist() == codes
+    assert admissible.all()

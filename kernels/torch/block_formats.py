@@ -71,7 +71,8 @@ def _scaled(blocks: Tensor, scale: Tensor) -> Tensor:
 
 def _quantize_mx_floor(x: Tensor, format: str, narrow_range: bool) -> tuple[Tensor, Tensor]:
     blocks = x.float().unflatten(1, (x.shape[1] // 32, 32))
-    exponent = blocks.abs().amax(-1).view(torch.int32) >> 23  # 255 of NaN and Inf, 0 of subnormal numbers
+    # 255 of NaN, whose sign a reduction may set, and of Inf, 0 of subnormal numbers
+    exponent = (blocks.abs().amax(-1).view(torch.int32) >> 23) & 0xFF
     scale = torch.where(exponent < 255, (exponent - _LARGEST_EXPONENT[format]).clamp(min=0), 255)
     codes = _encode(_scaled(blocks, scale), format, narrow_range)
     return codes.flatten(1), scale.to(torch.uint8)
@@ -187,15 +188,16 @@ def register_composed(backend: Backend, build: Build, arithmetic: Semantics) -> 
 
     levels = {"levels": ("two", "one")}
     approximate = arithmetic.division is Division.APPROXIMATE
-    steps = {
-        "block_scale_steps": BlockScaleSteps.APPROXIMATE if approximate else BlockScaleSteps.DIVIDE,
-        "element_steps": ElementSteps.APPROXIMATE if approximate else ElementSteps.DIVIDE,
-    }
+    scaling = replace(
+        arithmetic,
+        block_scale_steps=BlockScaleSteps.APPROXIMATE if approximate else BlockScaleSteps.DIVIDE,
+        element_steps=ElementSteps.APPROXIMATE if approximate else ElementSteps.DIVIDE,
+    )
 
     @backend.implements(
         "quantize_nvfp4",
         name="composed",
-        semantics=replace(arithmetic, **steps),
+        semantics=scaling,
         supports={**levels, "input_format": _FLOATS},
     )
     def quantize_nvfp4(x, global_scale):

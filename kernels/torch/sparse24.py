@@ -9,7 +9,7 @@ from lowbit_cts.kernels.torch.build import Build
 from lowbit_cts.kernels.torch.packing import pack_stream, unpack_stream
 
 _FORMATS = ("float16", "bfloat16", "int8", "float8_e4m3fn", "float8_e5m2")
-#: Metadata by which elements of a group are numbers, element i being bit i: two of them (of more the first two).
+#: Metadata by which elements of a group are numbers, element i being bit i; of more than two as torch's conversion.
 _FIELDS = (0xE, 0x8, 0x9, 0x4, 0xE, 0x8, 0x9, 0x4, 0xE, 0xC, 0xD, 0x4, 0xE, 0xC, 0xD, 0x4)
 #: The type in which an element's bits are moved, and the word of its metadata, by its bytes.
 _BITS = {1: torch.uint8, 2: torch.int16}

@@ -266,10 +266,8 @@ def _plain_error(x: np.ndarray, weight: np.ndarray, fmt: BlockFormat) -> np.ndar
     levels = np.unique(fmt.levels).astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         steps = np.where(scale != 0, x / scale, 0.0)
-        level = levels[np.searchsorted((levels[1:] + levels[:-1]) / 2, steps)]
-        regression = np.sum(weight * x * level, axis=-1) / np.sum(weight * level * level, axis=-1)
-    regression = np.where(np.isfinite(regression), regression, 0.0)[..., None]
-    error, size = objective.norm(weight, x - regression * level), objective.norm(weight, x)
+    level = levels[np.searchsorted((levels[1:] + levels[:-1]) / 2, steps)]
+    error, size = objective.norm(weight, x - scale * level), objective.norm(weight, x)
     # Compared are a**2 b' and a'**2 b of sums a, b.
     return np.sqrt(error**2 + 6 * rounded * size**2)
 

@@ -2,8 +2,10 @@
 
 from lowbit_cts.benches.workloads.builders import (  # noqa: F401  (fill BUILDERS)
     affine,
+    binary,
     block_formats,
     casts,
+    codebooks,
     gguf,
     packing,
     products,
