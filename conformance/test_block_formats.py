@@ -408,13 +408,15 @@ def _frequent(case: Case, happened: np.ndarray, chance: np.ndarray, what: str) -
 
 
 def _decode(examination: Examination, parameters: dict[str, Any], scales: np.ndarray, g: float = 1.0) -> None:
-    """Examine every code beside each of these codes of scales."""
+    """Examine every code beside each of these codes of scales, if there are any."""
+    if not scales.size:
+        return  # E5M2 spans more than float16, whatever the scale
     implementation = examination.implementation
     format = _element_format(parameters)
     bits = 8 if format == "int8" else float_format(format).bits
-    codes = np.resize(np.arange(1 << bits, dtype=np.uint8), max(1 << bits, 32))
-    codes = np.tile(codes.view(np.int8) if format == "int8" else codes, (scales.size, 1))
-    groups = codes[0].size // (MX_BLOCK if "format" in parameters else NVFP4_BLOCK)
+    row = np.resize(np.arange(1 << bits, dtype=np.uint8), max(1 << bits, 32))
+    groups = row.size // (MX_BLOCK if "format" in parameters else NVFP4_BLOCK)
+    codes = np.tile(row.view(np.int8) if format == "int8" else row, (scales.size, 1))
     arrays: dict[str, np.ndarray | None] = {"codes": codes, "scale": np.repeat(scales[:, None], groups, axis=1)}
     if "levels" in parameters:
         arrays["global_scale"] = None if parameters["levels"] == "one" else _stored(implementation, g)

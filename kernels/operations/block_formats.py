@@ -78,8 +78,8 @@ def _quantize_mx(case: Case, semantics: Semantics) -> dict[str, Enclosure]:
         **semantics.choices(case.operation.semantics),
     )  # fmt: skip
     if format == "int8":  # to the contract a code of int8 is that integer, to the reference so many 64ths
-        codes = found["codes"]
-        found["codes"] = Enclosure(*(mx.INT8_STEPS * end for end in (codes.exact, codes.lo, codes.hi)))
+        codes, steps = found["codes"], mx.INT8_STEPS
+        found["codes"] = Enclosure(steps * codes.exact, steps * codes.lo, steps * codes.hi)
     return found
 
 

@@ -30,7 +30,8 @@ with warnings.catch_warnings():  # quantized tensors are deprecated, which torch
 
 
 def _eager(name: str, device: str) -> Backend:
-    backend = Backend(name, version=torch.__version__, arrays="torch", device=device)
+    # The searches of K-quants take seconds on a slow machine.
+    backend = Backend(name, version=torch.__version__, arrays="torch", device=device, timeout=30.0)
     for family in (affine, products, vector):
         family.register_native(backend)
         family.register_composed(backend, eager, Semantics())

@@ -37,8 +37,8 @@ _U = 2.0**-24
 # Up to here the scales of every format are finite in float16.
 _LARGEST = 2.0**15
 
-# From here the scales of no format are rounded to zero.
-_LEAST = 2.0**-6
+# Between these no format's scale is rounded to zero, or is the largest there is.
+_LEAST, _MOST = 2.0**-6, 2.0**12
 
 # From here a float16 scale has all its bits.
 _NORMAL = 2.0**-14
@@ -240,7 +240,7 @@ def _error_ratio(x: np.ndarray, found: _Decoded, fmt: BlockFormat) -> np.ndarray
         moved = moved + found.step * (_HALF_STEP + 0.5 * clipped)
         moved_min = moved_min + found.min_step * _HALF_STEP
     shifted = objective.norm(weight, x - found.offset) + np.where(found.min_step > 0, moved_min * ones + plain, 0)
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
         codes = np.where(scale > moved, shifted / np.maximum(scale - moved, 0), np.inf)
     codes = np.minimum(codes, float(np.abs(fmt.levels.astype(int)).max()) * ones)
     room = objective.norm(weight, _room(x, found, _nearest_levels(x, found, fmt), fmt))
@@ -287,7 +287,8 @@ class BlockEnclosure(Enclosure):
     Notes
     -----
     A block is judged as a whole. Where x is so large that a scale may be infinite in float16, anything goes; elsewhere
-    the float16 numbers must be finite, and a block must not decode to zeros unless x is near them.
+    the float16 numbers must be finite. And some element must decode to more than its half, or twice the scales were
+    better for all.
     """
 
     x: np.ndarray
@@ -319,10 +320,10 @@ class BlockEnclosure(Enclosure):
                 ratios.append(_distance_ratio(x, found, fmt).max(axis=(1, 2)))
             if self.one_shot_error:
                 ratios.append(_error_ratio(x, found, fmt).max(axis=1))
-            lost = ~np.any(found.scale * found.level + found.offset, axis=(1, 2))
+            halved = np.all(2 * np.abs(found.scale * found.level + found.offset) <= np.abs(x), axis=(1, 2))
         largest = np.abs(x).max(axis=(1, 2), initial=0.0)
         judged = np.where(finite, np.max(ratios, axis=0), np.inf)
-        judged = np.where(lost & (largest >= _LEAST), np.inf, judged)
+        judged = np.where(halved & (largest >= _LEAST) & (largest <= _MOST), np.inf, judged)
         return np.where(largest > _LARGEST, 0.0, judged)
 
     def __getitem__(self, index: Any) -> "BlockEnclosure":

@@ -17,7 +17,8 @@ from lowbit_cts.reference.gguf.blocks import dequantize, pack, quantize, scale_a
 from lowbit_cts.reference.gguf.layout import BLOCK_FORMATS
 
 F = np.float32
-SHAPE = (128, 256)
+ROWS = 48
+SHAPE = (ROWS, 256)
 
 
 def gaussian(rng):
@@ -84,7 +85,8 @@ def test_bounds_are_not_far_from_what_occurs():
     for name in SEARCHED:
         ratio = error_ratio(x, quantize(x, name), name)
         assert 0.35 < np.median(ratio) < ratio.max() < 1
-    assert distance_ratio(x, quantize(x, "Q4_0"), "Q4_0").max() > 0.5
+    x = np.random.default_rng(1).standard_normal((4096, 256)).astype(F)
+    assert distance_ratio(x, quantize(x, "Q4_0"), "Q4_0").max() > 0.9
 
 
 @pytest.mark.parametrize("name", BLOCK_FORMATS)
@@ -159,7 +161,7 @@ def test_worse_codes_are_refused_whatever_the_scales(name, change):
     assert refused.mean() > (0.5 if change is one_code_lower else 0.99)
 
 
-@pytest.mark.parametrize("factor", [0.5, 0.7, 1.5, 2])
+@pytest.mark.parametrize("factor", [0.5, 0.7, 2, 3])
 @pytest.mark.parametrize("name", SEARCHED)
 def test_worse_scales_are_refused_though_codes_are_nearest(name, factor):
     x = filled("gaussian")
@@ -176,9 +178,9 @@ def test_worse_scales_are_refused_though_codes_are_nearest(name, factor):
     parts["codes"] = codes.reshape(-1, fmt.elements).astype(np.uint8)
     blocks = pack(parts, name)
     assert distance_ratio(x, blocks, name).max() <= 1
-    refused = ~admitted(quantize_enclosure(x, name, contraction="fused"), blocks.reshape(128, -1), name)
-    assert refused.mean() > (0.5 if fmt.has("dmin") or factor == 0.7 else 0.9)
-    assert admitted(quantize_enclosure(x, name, scale_search="any"), blocks.reshape(128, -1), name).all()
+    refused = ~admitted(quantize_enclosure(x, name, contraction="fused"), blocks.reshape(ROWS, -1), name)
+    assert refused.mean() > (0.6 if name == "Q5_K" and factor == 2 else 0.95)
+    assert admitted(quantize_enclosure(x, name, scale_search="any"), blocks.reshape(ROWS, -1), name).all()
 
 
 # Choices.
@@ -231,7 +233,7 @@ def test_a_cut_judges_its_rows():
 
 def test_numbers_beyond_float16_are_not_judged():
     x = filled("gaussian") * F(1e6)
-    assert quantize_enclosure(x, "Q6_K", contraction="fused").admits(np.zeros((128, 210), np.int64)).all()
+    assert quantize_enclosure(x, "Q6_K", contraction="fused").admits(np.zeros((ROWS, 210), np.int64)).all()
 
 
 def test_bad_arguments_are_named():
@@ -243,4 +245,4 @@ def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match=r"^x: must be finite"):
         quantize_enclosure(np.full((1, 32), np.nan, F), "Q4_0", scale_search="any")
     with pytest.raises(ValueError, match=r"^blocks: must be uint8"):
-        distance_ratio(x, np.zeros((128, 17), np.uint8), "Q4_0")
+        distance_ratio(x, np.zeros((ROWS, 17), np.uint8), "Q4_0")
