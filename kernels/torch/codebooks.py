@@ -92,8 +92,7 @@ def register_composed(backend: Backend, build: Build, arithmetic: Semantics) -> 
     quantize_, dequantize_ = build(_quantize), build(_dequantize)
     nearest_, update_, double_dequantize_ = build(_nearest), build(_update), build(_double_dequantize)
     search = Semantics(tie=TieSide.LOWER, boundary=Boundary.ROUNDED, equal_values=EqualValues.BY_SIDE)
-    division = {"division": arithmetic.division, "division_ulps": arithmetic.division_ulps}
-    blockwise = replace(search, epsilon=_EPSILON, **division)
+    blockwise = replace(search, epsilon=_EPSILON, division=arithmetic.division, division_ulps=arithmetic.division_ulps)
     # What divides approximately contracts, too: both are Triton's.
     open_to_contraction = arithmetic.division is Division.APPROXIMATE
     contraction = Contraction.EITHER if open_to_contraction else Contraction.SEPARATE

@@ -369,7 +369,7 @@ def quantize_enclosure(
         As `quantize`.
     """
     known = ScaleSearch.GRID if scale_search is ScaleSearch.ANY else scale_search
-    given = {"scale_search": known, "exponent_floor": exponent_floor}
+    given: dict[str, Any] = {"scale_search": known, "exponent_floor": exponent_floor}
     separate = quantize(x, format, contraction=Contraction.SEPARATE, **given)
     exact = separate.astype(np.int64)
     if scale_search is ScaleSearch.ANY or (format in SEARCHED and contraction is not Contraction.SEPARATE):

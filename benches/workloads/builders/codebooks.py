@@ -16,7 +16,7 @@ from lowbit_cts.reference.lloyd import lloyd_max, update
 Generator = np.random.Generator
 
 #: The codebook and the blocks whose absmax is quantized once more: QLoRA's.
-_OUTER = {"codebook": "nf4", "block_size": 64}
+_OUTER: dict[str, Any] = {"codebook": "nf4", "block_size": 64}
 #: Values of a codebook of four bits.
 _VALUES = 16
 
