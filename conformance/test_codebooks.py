@@ -124,7 +124,9 @@ def test_zero_stays_zero(examination: Examination) -> None:
         wrong = np.argwhere((numbers != 0) & (trial.case.array("x") == 0))
         if wrong.size:
             at = tuple(int(i) for i in wrong[0])
-            message = f"codes[{at[0]}, {at[1]}], of a zero, is {int(found['codes'][at])}, which is {numbers[at]!r}"
+            message = (
+                f"codes[{at[0]}, {at[1]}], of a zero, is {int(found['codes'][at])}, which is {float(numbers[at])!r}"
+            )
             raise Violation(f"{message}, must be a code of 0", trial.case, index=at)
 
     for chosen in _variants(examination, "codebook"):
@@ -226,14 +228,24 @@ def test_every_code(examination: Examination) -> None:
 
 @pytest.mark.operation("dequantize_blockwise")
 def test_absmax_at_the_ends_of_the_range(examination: Examination) -> None:
-    """An absmax of zero gives zeros, a subnormal one rounded products, the largest one the largest numbers."""
+    """An absmax of zero gives zeros, the largest one the largest numbers, that of float16 Inf where it is beyond."""
+    _each_absmax(examination, [0.0, 1e-30, _MAX, 1e38, 65504.0, 65520.0, 7e4, 1.0])
+
+
+@pytest.mark.operation("dequantize_blockwise")
+def test_subnormal_products(examination: Examination) -> None:
+    """Products below the smallest normal number of the output are rounded, and not flushed to zero."""
+    _each_absmax(examination, [2.0**-149, 1e-40, 2.0**-126, 1e-37, 6e-8, 3e-8, 2.0**-14, 1e-6])
+
+
+def _each_absmax(examination: Examination, scales: list[float]) -> None:
+    """Hold the kernel to blocks of every code beside each absmax."""
     for chosen in _variants(examination, "codebook", "output_format"):
         table, block = CODEBOOKS[chosen["codebook"]], chosen["block_size"]
-        absmax = np.array([[0.0, 2.0**-149, 1e-40, 2.0**-126, 1e-37, _MAX, 65504.0, 65520.0, 6e-8, 3e-8]], np.float32)
         width = -(-table.size // block)  # blocks that hold every code
-        absmax = np.repeat(absmax, width, axis=1)
-        codes = np.resize(np.arange(table.size), width * block)
-        _once(examination, chosen, {"codes": np.tile(codes, (1, 10)).astype(np.uint8), "absmax": absmax})
+        codes = np.tile(np.resize(np.arange(table.size), width * block), (1, len(scales)))
+        absmax = np.repeat(np.array([scales], np.float32), width, axis=1)
+        _once(examination, chosen, {"codes": codes.astype(np.uint8), "absmax": absmax})
 
 
 @pytest.mark.operation("dequantize_blockwise")

@@ -239,10 +239,11 @@ def test_near_ties_of_random_scales(examination: Examination) -> None:
     """Numbers within two last places of a tie of a float32 scale: codes come of that, not of the scale in float16."""
 
     def blocks(rng: np.random.Generator, fmt: BlockFormat) -> np.ndarray:
-        parts = representable(rng, 512, fmt)
+        count = (1 << 14) // fmt.elements
+        parts = representable(rng, count, fmt)
         if "m" in parts:  # near to it, x has not the bits
             parts["m"][::2] = 0
-        scale = rng.uniform(1, 2, (512, 1)).astype(np.float32)
+        scale = rng.uniform(1, 2, (count, 1)).astype(np.float32)
         x = with_ties(rng, parts, fmt).astype(np.float32) * scale
         return x * (1 + rng.integers(-2, 2, x.shape, endpoint=True) * 2.0**-23 * (rng.random(x.shape) < 0.5))
 

@@ -37,6 +37,8 @@ class Waiver:
     parameters : dict
         Parameter values the deviation needs; others are matched whatever they are.
     reason, link : str
+    machines : str
+        Where the deviation depends on the machine: on which. On others the waiver matches nothing, and need not.
     expires : date
         From this day on, a run that still needs the waiver fails.
     """
@@ -50,6 +52,7 @@ class Waiver:
     parameters: dict[str, Any] = field(default_factory=dict)
     reason: str
     link: str
+    machines: str = ""
     expires: date
 
     def covers(self, implementation: Implementation, property_name: str) -> bool:
@@ -94,7 +97,7 @@ def load(path: Path) -> list[Waiver]:
     for table in tables:
         name = table.get("id", "a waiver without id")
         known = set(Waiver.__dataclass_fields__)
-        required = known - {"implementation", "parameters"}
+        required = known - {"implementation", "parameters", "machines"}
         wrong = sorted(set(table) - known) + sorted(required - set(table))
         if wrong:
             raise WaiverError(

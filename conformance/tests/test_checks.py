@@ -44,6 +44,17 @@ def test_a_wrong_code_is_shown_with_what_was_admissible(codes, words):
     assert words in str(caught.value)
 
 
+def test_a_code_that_the_format_has_not_is_a_violation():
+    formats = {"source": "float32", "target": "float6_e2m3fn"}
+    case = Case(OPERATIONS["cast_float"], formats, {"x": np.ones(2, np.float32)})
+    codes = {"y": np.array([8, 0x88], np.uint8)}
+    with pytest.raises(Violation, match=r"y\[1\] is the code 136, must be one of float6_e2m3fn, which") as caught:
+        enclosed(codes, case.enclosures(Semantics()), case)
+    assert caught.value.index == (1,)
+    with pytest.raises(Violation, match="is the code 136"):
+        identical({"y": codes["y"][:1]}, {"y": codes["y"][1:]}, case, "twice")
+
+
 def test_identical_is_bitwise():
     case = Case(OPERATIONS["dequantize_affine"], {**CASE.parameters, "output_format": "float32"}, {})
     zero, minus = {"y": np.array([0.0], np.float32)}, {"y": np.array([-0.0], np.float32)}

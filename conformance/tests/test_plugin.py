@@ -119,6 +119,7 @@ versions = "{versions}"
 operation = "quantize_affine"
 property = "{property}"
 reason = "rounds halves away"
+machines = "{machines}"
 link = "https://example.org/acme/1"
 expires = {expires}
 """
@@ -147,13 +148,15 @@ def test_an_interrupted_run_is_resumed_under_its_own_name(tmp_path):
     assert len(list((tmp_path / "results").glob("*/*.jsonl"))) == 2, "another seed is another run"
 
 
-def waived(
-    folder: Path, property: str = "every_tie", versions: str = ">=2", expires: str = "2999-01-01", **changes: str
-):
+def waiver(property: str, versions: str = ">=2", expires: str = "2999-01-01", machines: str = "") -> str:
+    return WAIVER.format(property=property, versions=versions, expires=expires, machines=machines)
+
+
+def waived(folder: Path, property: str = "every_tie", **changes: str):
     rounding = "np.copysign(np.floor(np.abs(x / scale) + np.float32(0.5)), x)"
     text = BACKEND.format(operation="quantize_affine", supports={}).replace("np.rint(x / scale)", rounding)
     (folder / "acme.py").write_text(text)
-    (folder / "waivers.toml").write_text(WAIVER.format(property=property, versions=versions, expires=expires))
+    (folder / "waivers.toml").write_text(waiver(property, **changes))
     return run(
         folder, "--backend", "acme", "--waivers", "waivers.toml", "-k", "test_every_tie or test_saturation", "-rx"
     )
@@ -183,13 +186,19 @@ def test_a_waiver_that_does_not_hold_fails_the_run(tmp_path, changes, words):
     assert words in done.stdout
 
 
+def test_a_waiver_of_some_machines_may_match_nothing(tmp_path):
+    done = waived(tmp_path, property="saturation", machines="those with a vector unit")
+    assert "matches nothing" not in done.stdout
+    assert "VIOLATION" in done.stdout, "and it excuses nothing else"
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("[[waiver]]\nid = 'x'", "missing field 'backend'"),
-        (WAIVER.format(property="p", versions="=>1", expires="2999-01-01"), "versions"),
-        (WAIVER.format(property="p", versions="", expires="'soon'"), "expires must be a date"),
-        (2 * WAIVER.format(property="p", versions="", expires="2999-01-01"), "the id is taken"),
+        (waiver("p", versions="=>1"), "versions"),
+        (waiver("p", expires="'soon'"), "expires must be a date"),
+        (2 * waiver("p"), "the id is taken"),
         ("[waiver", "waivers.toml"),
     ],
 )

@@ -607,6 +607,12 @@ def elements_to_the_output_first(codes, scale):
         return (elements * factors[..., None]).reshape(codes.shape)
 
 
+@plant("dequantize_mx", expected="must raise")
+def takes_too_few_scales(codes, scale):
+    groups = np.minimum(np.arange(codes.shape[1] // 32), scale.shape[1] - 1)
+    return values_of(codes, scale[:, groups], E4M3)
+
+
 @plant("quantize_nvfp4")
 def multiplies_with_the_global_scale(x, global_scale):
     return plain(x, F(1) / global_scale)

@@ -22,6 +22,7 @@ backend = Backend("bitsandbytes", version=bitsandbytes.__version__, arrays="torc
 _FLOATS = ("float32", "float16", "bfloat16")
 _QUANT_TYPES = {"nf4": "nf4", "fp4_bitsandbytes": "fp4"}
 _BLOCKS = (64, 128, 256, 32, 4096)
+_EIGHT_BIT_BLOCKS = (64, 128, 256, 4096)
 _DYNAMIC = torch.tensor(CODEBOOKS["dynamic8"])
 
 FOUR_BITS = PRESETS["bitsandbytes"]
@@ -47,9 +48,10 @@ def quantize_4bit(x: Tensor, *, codebook: str, block_size: int) -> tuple[Tensor,
     return codes.reshape(x.shape), state.absmax.reshape(x.shape[0], -1 if x.numel() else x.shape[1] // block_size)
 
 
+# From 2048 on it goes through torch.compile where there is AVX-512, a compilation a shape.
 @backend.implements(
     "dequantize_blockwise",
-    supports={"codebook": tuple(_QUANT_TYPES), "block_size": _BLOCKS, "output_format": _FLOATS},
+    supports={"codebook": tuple(_QUANT_TYPES), "block_size": _BLOCKS[:-1], "output_format": _FLOATS},
 )
 def dequantize_4bit(codes: Tensor, absmax: Tensor, *, codebook: str, block_size: int, output_format: str) -> Tensor:
     """Return the numbers of codes that are packed here."""
@@ -65,7 +67,7 @@ def dequantize_4bit(codes: Tensor, absmax: Tensor, *, codebook: str, block_size:
 @backend.implements(
     "quantize_blockwise",
     semantics=EIGHT_BITS,
-    supports={"codebook": "dynamic8", "block_size": _BLOCKS[:-2], "input_format": _FLOATS},
+    supports={"codebook": "dynamic8", "block_size": _EIGHT_BIT_BLOCKS, "input_format": _FLOATS},
 )
 def quantize_blockwise(x: Tensor, *, block_size: int) -> tuple[Tensor, Tensor]:
     """Return the codes and the absmax."""
@@ -76,7 +78,7 @@ def quantize_blockwise(x: Tensor, *, block_size: int) -> tuple[Tensor, Tensor]:
 
 @backend.implements(
     "dequantize_blockwise",
-    supports={"codebook": "dynamic8", "block_size": _BLOCKS[:-2], "output_format": _FLOATS},
+    supports={"codebook": "dynamic8", "block_size": _EIGHT_BIT_BLOCKS, "output_format": _FLOATS},
 )
 def dequantize_blockwise(codes: Tensor, absmax: Tensor, *, block_size: int, output_format: str) -> Tensor:
     """Return the numbers of the codes."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache, reduce
-from math import lcm
+from math import lcm, prod
 from operator import or_
 
 import torch
@@ -16,6 +16,15 @@ from lowbit_cts.reference.packing.packings import PACKINGS, whole_blocks
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
 
+def split(x: Tensor, dim: int, *inner: int) -> Tensor:
+    """Return a tensor with an axis split into blocks of the inner sizes.
+
+    The number of blocks is given, not left to be inferred: of an inferred 1 Inductor (2.13) makes a constant, and
+    compiles for it what runs on other shapes, too.
+    """
+    return x.unflatten(dim, (x.shape[dim] // prod(inner), *inner))
+
+
 def pack_stream(fields: Tensor, bits: int, word: torch.dtype, dim: int = 1) -> Tensor:
     """Return words that hold a matrix's fields along an axis, the first in the lowest bits; what is missing is 0."""
     width = 8 * word.itemsize
@@ -23,7 +32,7 @@ def pack_stream(fields: Tensor, bits: int, word: torch.dtype, dim: int = 1) -> T
     count, missing = fields.shape[dim], -fields.shape[dim] % (period // bits)
     if missing:
         fields = padded(fields, (0, missing) if dim else (0, 0, 0, missing))
-    groups = fields.unflatten(dim, (-1, period // bits)).to(word)
+    groups = split(fields, dim, period // bits).to(word)
     words: list[list[Tensor]] = [[] for _ in range(period // width)]
     for i in range(period // bits):
         field = groups.select(dim + 1, i)
@@ -42,7 +51,7 @@ def unpack_stream(words: Tensor, bits: int, dim: int = 1) -> Tensor:
     count, missing = words.shape[dim] * width // bits, -words.shape[dim] % (period // width)
     if missing:
         words = padded(words, (0, missing) if dim else (0, 0, 0, missing))
-    groups = words.unflatten(dim, (-1, period // width))
+    groups = split(words, dim, period // width)
     fields = []
     for i in range(period // bits):
         at, place = divmod(i * bits, width)
@@ -61,23 +70,23 @@ def _parts(block: int, parts: int, high_first: bool = False) -> tuple[Order, Ord
     """Return the order of fields, and its inverse, in which a byte has one code of each part of a block."""
 
     def forward(codes: Tensor) -> Tensor:
-        split = codes.unflatten(-1, (-1, parts, block // parts))
-        return (split.flip(-2) if high_first else split).transpose(-1, -2).flatten(-3)
+        blocks = split(codes, -1, parts, block // parts)
+        return (blocks.flip(-2) if high_first else blocks).transpose(-1, -2).flatten(-3)
 
     def back(fields: Tensor) -> Tensor:
-        split = fields.unflatten(-1, (-1, block // parts, parts)).transpose(-1, -2)
-        return (split.flip(-2) if high_first else split).flatten(-3)
+        blocks = split(fields, -1, block // parts, parts).transpose(-1, -2)
+        return (blocks.flip(-2) if high_first else blocks).flatten(-3)
 
     return forward, back
 
 
 def _interleaved(codes: Tensor) -> Tensor:
     """Return the codes of eight in the order 0, 2, 4, 6, 1, 3, 5, 7."""
-    return codes.unflatten(-1, (-1, 4, 2)).transpose(-1, -2).flatten(-3)
+    return split(codes, -1, 4, 2).transpose(-1, -2).flatten(-3)
 
 
 def _deinterleaved(fields: Tensor) -> Tensor:
-    return fields.unflatten(-1, (-1, 2, 4)).transpose(-1, -2).flatten(-3)
+    return split(fields, -1, 2, 4).transpose(-1, -2).flatten(-3)
 
 
 def _lanes() -> list[int]:
@@ -95,12 +104,12 @@ _PLACES = sorted(range(1024), key=_LANES.__getitem__)
 
 
 def _to_marlin(codes: Tensor) -> Tensor:
-    tiles = codes.unflatten(1, (-1, 64)).unflatten(0, (-1, 16)).transpose(1, 2).flatten(2)
+    tiles = split(split(codes, 1, 64), 0, 16).transpose(1, 2).flatten(2)
     return tiles[:, :, torch.tensor(_LANES, device=codes.device)].flatten(1)
 
 
 def _from_marlin(fields: Tensor) -> Tensor:
-    tiles = fields.unflatten(1, (-1, 1024))[:, :, torch.tensor(_PLACES, device=fields.device)]
+    tiles = split(fields, 1, 1024)[:, :, torch.tensor(_PLACES, device=fields.device)]
     return tiles.unflatten(2, (16, 64)).transpose(1, 2).flatten(2).flatten(0, 1)
 
 
@@ -127,7 +136,7 @@ def _order(packing: str, bits: int) -> tuple[Order, Order]:
 
     def reverse(fields: Tensor) -> Tensor:
         whole = padded(fields, (0, -fields.shape[-1] % each))
-        return whole.unflatten(-1, (-1, each)).flip(-1).flatten(-2)
+        return split(whole, -1, each).flip(-1).flatten(-2)
 
     return reverse, reverse
 
@@ -161,14 +170,14 @@ def _unpack(words: Tensor, packing: str, bits: int, signed: bool) -> Tensor:
 def _swizzle(scales: Tensor) -> Tensor:
     rows, columns = scales.shape
     whole = padded(scales, (0, -columns % 4, 0, -rows % 128))
-    tiles = whole.unflatten(1, (-1, 4)).unflatten(0, (-1, 4, 32))
+    tiles = split(split(whole, 1, 4), 0, 4, 32)
     return tiles.permute(0, 3, 2, 1, 4).flatten()
 
 
 def _permute_marlin(scales: Tensor, groups: bool) -> Tensor:
     if groups:
-        return scales.unflatten(-1, (-1, 8, 8)).transpose(-1, -2).flatten(-3)
-    return scales.unflatten(-1, (-1, 4, 4, 2)).transpose(-2, -3).flatten(-4)
+        return split(scales, -1, 8, 8).transpose(-1, -2).flatten(-3)
+    return split(scales, -1, 4, 4, 2).transpose(-2, -3).flatten(-4)
 
 
 def register_composed(backend: Backend, build: Build, arithmetic: Semantics) -> None:

@@ -6,7 +6,7 @@ from torch.sparse import _semi_structured_conversions as conversions
 
 from lowbit_cts.kernels import Backend, Semantics
 from lowbit_cts.kernels.torch.build import Build
-from lowbit_cts.kernels.torch.packing import pack_stream, unpack_stream
+from lowbit_cts.kernels.torch.packing import pack_stream, split, unpack_stream
 
 _FORMATS = ("float16", "bfloat16", "int8", "float8_e4m3fn", "float8_e5m2")
 #: Metadata by which elements of a group are numbers, element i being bit i; of more than two as torch's conversion.
@@ -14,24 +14,24 @@ _FIELDS = (0xE, 0x8, 0x9, 0x4, 0xE, 0x8, 0x9, 0x4, 0xE, 0xC, 0xD, 0x4, 0xE, 0xC,
 #: The type in which an element's bits are moved, and the word of its metadata, by its bytes.
 _BITS = {1: torch.uint8, 2: torch.int16}
 _WORDS = {1: torch.int32, 2: torch.int16}
-_BLOCKS = {torch.int16: (-1, 4, 8), torch.int32: (-1, 2, 8)}
+_BLOCKS = {torch.int16: (4, 8), torch.int32: (2, 8)}
 
 
 def _to_cutlass(metadata: Tensor) -> Tensor:
     """Return metadata in CUTLASS's order: rows 8 apart side by side, 2 x 2 transposed, pairs of columns together."""
-    rows = metadata.unflatten(0, _BLOCKS[metadata.dtype]).transpose(1, 2).flatten(0, 2)
-    return rows.unflatten(1, (-1, 2)).unflatten(0, (-1, 2)).permute(2, 0, 3, 1).reshape(metadata.shape)
+    rows = split(metadata, 0, *_BLOCKS[metadata.dtype]).transpose(1, 2).flatten(0, 2)
+    return split(split(rows, 1, 2), 0, 2).permute(2, 0, 3, 1).reshape(metadata.shape)
 
 
 def _from_cutlass(metadata: Tensor) -> Tensor:
     rows, columns = metadata.shape
     blocks = metadata.reshape(columns // 2, rows // 2, 2, 2).permute(1, 3, 0, 2).reshape(rows, columns)
-    whole, parts, eight = _BLOCKS[metadata.dtype]
-    return blocks.unflatten(0, (whole, eight, parts)).transpose(1, 2).flatten(0, 2)
+    parts, eight = _BLOCKS[metadata.dtype]
+    return split(blocks, 0, eight, parts).transpose(1, 2).flatten(0, 2)
 
 
 def _compress(x: Tensor, signed_zero: bool, cutlass: bool) -> tuple[Tensor, Tensor]:
-    groups = x.unflatten(-1, (-1, 4))
+    groups = split(x, -1, 4)
     numbers = (groups << 1 if signed_zero else groups) != 0  # a sign alone is a zero
     first, second, third, fourth = numbers.to(torch.uint8).unbind(-1)
     patterns = first | second << 1 | third << 2 | fourth << 3
@@ -46,7 +46,7 @@ def _decompress(values: Tensor, metadata: Tensor, cutlass: bool) -> Tensor:
     fields = unpack_stream(_from_cutlass(metadata) if cutlass else metadata, 4)
     pairs = torch.stack([fields & 3, fields >> 2], -1).long()
     dense = torch.zeros((*fields.shape, 4), dtype=values.dtype, device=values.device)
-    return dense.scatter(-1, pairs, values.unflatten(-1, (-1, 2))).flatten(-2)
+    return dense.scatter(-1, pairs, split(values, -1, 2)).flatten(-2)
 
 
 def register_native(backend: Backend) -> None:

@@ -179,7 +179,7 @@ def test_worse_scales_are_refused_though_codes_are_nearest(name, factor):
     blocks = pack(parts, name)
     assert distance_ratio(x, blocks, name).max() <= 1
     refused = ~admitted(quantize_enclosure(x, name, contraction="fused"), blocks.reshape(ROWS, -1), name)
-    assert refused.mean() > (0.6 if name == "Q5_K" and factor == 2 else 0.95)
+    assert refused.mean() > (0.4 if name == "Q5_K" and factor == 2 else 0.9)
     assert admitted(quantize_enclosure(x, name, scale_search="any"), blocks.reshape(ROWS, -1), name).all()
 
 
