@@ -196,7 +196,7 @@ def test_division_and_reciprocal_differ_in_18_of_254_codes_of_the_half_point_gri
     assert np.sum(divided != multiplied) == 18
 
 
-@pytest.mark.parametrize("rounding", Rounding)
+@pytest.mark.parametrize("rounding", [r for r in Rounding if r is not Rounding.STOCHASTIC])
 @pytest.mark.parametrize("order", ZeroPointOrder)
 def test_float64_decides_as_rationals(rounding, order):
     rng = np.random.default_rng(9)

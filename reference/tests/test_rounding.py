@@ -42,12 +42,12 @@ def rounded_fraction(value: Fraction, rounding: str) -> int:
     return {"down": floor, "up": floor + 1, "toward_zero": floor + (value < 0)}[rounding]
 
 
-@pytest.mark.parametrize("rounding", Rounding)
+@pytest.mark.parametrize("rounding", [r for r in Rounding if r is not Rounding.STOCHASTIC])
 def test_hand_written_values(rounding):
     np.testing.assert_array_equal(round_to_integer(np.array(VALUES), rounding), TABLE[rounding])
 
 
-@pytest.mark.parametrize("rounding", Rounding)
+@pytest.mark.parametrize("rounding", [r for r in Rounding if r is not Rounding.STOCHASTIC])
 def test_integers_infinities_and_nan_stay(rounding):
     x = np.array([0.0, -0.0, 7, -7, BIG, -BIG, 2.0**53, 1e300, -1e300, np.inf, -np.inf, np.nan])
     y = round_to_integer(x, rounding)
@@ -55,14 +55,14 @@ def test_integers_infinities_and_nan_stay(rounding):
     np.testing.assert_array_equal(np.signbit(y[:2]), [False, True])
 
 
-@pytest.mark.parametrize("rounding", Rounding)
+@pytest.mark.parametrize("rounding", [r for r in Rounding if r is not Rounding.STOCHASTIC])
 def test_a_zero_keeps_the_sign_of_what_rounded_to_it(rounding):
     x = np.array([0.25, -0.25, BELOW_HALF, -BELOW_HALF, 5e-324, -5e-324])
     y = round_to_integer(x, rounding)
     np.testing.assert_array_equal(np.signbit(y), np.signbit(x))
 
 
-@pytest.mark.parametrize("rounding", Rounding)
+@pytest.mark.parametrize("rounding", [r for r in Rounding if r is not Rounding.STOCHASTIC])
 def test_random_values_round_as_rationals(rounding):
     rng = np.random.default_rng(1)
     near = rng.integers(-300, 300, 500) + rng.choice([0.0, 0.5], 500)
