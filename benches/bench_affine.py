@@ -1,4 +1,4 @@
-"""Affine quantization at the width of a 7B model: bound by memory."""
+"""Quantizers beside those of the number formats, at the width of a 7B model: bound by memory."""
 
 import pytest
 
@@ -13,11 +13,16 @@ _ROWS = {"format": "int8", "granularity": "axis", "axis": 0}
 _GROUPS = {"format": "int4", "granularity": "group", "group_size": 128}
 
 ROWS = [
-    *(Row("quantize_affine", _LAYER, _BATCH, parameters=parameters) for parameters in (_TENSOR, _ROWS, _GROUPS)),
+    Row("quantize_affine", _LAYER, _BATCH, parameters=_TENSOR),
     *(Row("quantize_affine", _LAYER, _BATCH, "outliers", parameters) for parameters in (_TENSOR, _ROWS)),
-    *(Row("dequantize_affine", _LAYER, _BATCH, parameters=parameters) for parameters in (_TENSOR, _GROUPS)),
+    Row("dequantize_affine", _LAYER, _BATCH, parameters=_TENSOR),
     Row("fake_quantize_affine", _LAYER, _BATCH, parameters=_TENSOR),
     *(Row("choose_qparams_affine", _LAYER, _BATCH, parameters=parameters) for parameters in (_TENSOR, _GROUPS)),
+    Row("choose_global_scale_nvfp4", _LAYER, _BATCH),
+    *(
+        Row("dequantize_gguf", _LAYER, _BATCH, parameters={"type": name, "output_format": "bfloat16"})
+        for name in ("Q4_0", "Q4_K")
+    ),
 ]
 
 

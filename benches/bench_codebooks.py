@@ -1,28 +1,19 @@
-"""Codebooks, double quantization, binary and ternary weights at the width of a 7B model: bound by memory."""
+"""Double quantization, codebooks of one's own, ternary weights at the width of a 7B model: bound by memory."""
 
 import pytest
 
 from lowbit_cts.benches.engine.replay import replayed_seconds
 from lowbit_cts.benches.table import Row, measure_row
-from lowbit_cts.reference.codebooks import CODEBOOKS
 
 pytestmark = pytest.mark.benchmark(timer=replayed_seconds)
 
 _LAYER, _BATCH = "llama-2-7b/attn.q_proj", 256
 #: Enough blocks that their absmax is worth quantizing.
 _MANY = 1024
-_ROWS = {"granularity": "axis", "axis": 0}
 
 ROWS = [
-    *(
-        Row(operation, _LAYER, _BATCH, parameters={"codebook": codebook, "block_size": block_size})
-        for codebook, block_size in zip(CODEBOOKS, (64, 64, 256), strict=True)
-        for operation in ("quantize_blockwise", "dequantize_blockwise")
-    ),
     *(Row(operation, _LAYER, _MANY) for operation in ("double_quantize", "double_dequantize")),
     *(Row(operation, _LAYER, _BATCH) for operation in ("assign_codebook", "update_codebook")),
-    Row("binarize", _LAYER, _BATCH, parameters=_ROWS),
-    Row("ternarize", _LAYER, _BATCH, parameters={"rule": "twn", **_ROWS}),
     Row("ternarize", _LAYER, _BATCH, parameters={"rule": "bitnet", "granularity": "tensor"}),
 ]
 

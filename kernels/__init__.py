@@ -3,8 +3,8 @@
 from lowbit_cts.kernels.backend import Backend, ContractError, Implementation
 from lowbit_cts.kernels.operation import OPERATIONS, Case, Operation
 from lowbit_cts.kernels.semantics import PRESETS, Semantics
+from lowbit_cts.reference.accumulators import Accumulator
 from lowbit_cts.reference.choices import (
-    Accumulator,
     BlockScaleSteps,
     Boundary,
     Contraction,
@@ -30,6 +30,7 @@ from lowbit_cts.reference.choices import (
     SignOfZero,
     SmallBlockScale,
     TieSide,
+    WeightPrecision,
     ZeroPointCorrection,
     ZeroPointOrder,
     ZeroPointRule,
@@ -71,6 +72,7 @@ __all__ = [
     "SignOfZero",
     "SmallBlockScale",
     "TieSide",
+    "WeightPrecision",
     "ZeroPointCorrection",
     "ZeroPointOrder",
     "ZeroPointRule",

@@ -4,8 +4,8 @@ from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from typing import Any
 
+from lowbit_cts.reference.accumulators import Accumulator
 from lowbit_cts.reference.choices import (
-    Accumulator,
     BlockScaleSteps,
     Boundary,
     Contraction,
@@ -31,10 +31,12 @@ from lowbit_cts.reference.choices import (
     SignOfZero,
     SmallBlockScale,
     TieSide,
+    WeightPrecision,
     ZeroPointCorrection,
     ZeroPointOrder,
     ZeroPointRule,
     ZeroScale,
+    chosen,
 )
 
 
@@ -51,6 +53,8 @@ class Semantics:
 
     Attributes
     ----------
+    accumulator, float_accumulator : Accumulator
+        In which sums of products are added: of integer codes, and of floating-point numbers.
     division_ulps : float
         With an approximate `division`, `block_scale_steps` or `element_steps`: the largest error of a quotient in units
         of its last place, > 0.
@@ -78,6 +82,8 @@ class Semantics:
     overflow: Overflow = Overflow.SATURATE
     outside_domain: OutsideDomain = OutsideDomain.NAN
     accumulator: Accumulator = Accumulator.INT32
+    float_accumulator: Accumulator = Accumulator.FLOAT32
+    weight_precision: WeightPrecision = WeightPrecision.FLOAT32
     zero_point_correction: ZeroPointCorrection = ZeroPointCorrection.INTEGER
     requantization: Requantization = Requantization.FLOAT32
     index_completion: IndexCompletion = IndexCompletion.FOLLOWING
@@ -102,15 +108,11 @@ class Semantics:
         """Turn values into members, and refuse what is none."""
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(field.default, StrEnum):
-                choices = type(field.default)
+            if isinstance(field.default, StrEnum | Accumulator):
                 try:
-                    object.__setattr__(self, field.name, choices(value))
-                except ValueError:
-                    admissible = ", ".join(choices)
-                    raise SemanticsError(
-                        f"Semantics.{field.name}: {value!r} is not admissible; admissible: {admissible}"
-                    ) from None
+                    object.__setattr__(self, field.name, chosen(type(field.default), value))
+                except ValueError as error:
+                    raise SemanticsError(f"Semantics.{field.name}: {error}") from None
                 continue
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if field.default == 0:

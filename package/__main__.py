@@ -7,6 +7,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from lowbit_cts.kernels import OPERATIONS, Operation, Semantics
+from lowbit_cts.reference.accumulators import ACCUMULATORS, Accumulator
 from lowbit_cts.reports import render
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
@@ -20,6 +21,9 @@ def main() -> None:
 @app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="All results, or one device's.")] = Path("results"),
+    publish: Annotated[
+        Path | None, typer.Option(help="Write the tables, less the inputs of failures, into DEVICE folders in here.")
+    ] = None,
 ) -> None:
     """Render evidence: print its tables, and write them beside it as Markdown and CSV."""
     folders = render.device_folders(folder)
@@ -34,7 +38,8 @@ def report(
         _fail(f"no verdict, measurement, ceiling or model in the evidence in {folder}")
     for rendered in reports:
         typer.echo(render.terminal_report(rendered))
-        typer.echo("\nWritten:\n" + "\n".join(f"    {path}" for path in render.write(rendered)) + "\n")
+        written = render.write(rendered, publish and publish / rendered.folder.resolve().name)
+        typer.echo("\nWritten:\n" + "\n".join(f"    {path}" for path in written) + "\n")
 
 
 @app.command()
@@ -66,11 +71,11 @@ def contract(operation: Operation) -> str:
     lines.append("semantics that matter, the default first:" if operation.semantics else "semantics that matter: none")
     for name in operation.semantics:
         default = getattr(Semantics(), name)
-        if isinstance(default, StrEnum):
+        if isinstance(default, StrEnum | Accumulator):
+            known = type(default) if isinstance(default, StrEnum) else ACCUMULATORS.values()
             doc = (type(default).__doc__ or "").splitlines()[0]
             lines.append(f"    {name:24}{doc}")
-            others = [value for value in type(default) if value is not default]
-            lines.append(f"    {'':24}{', '.join((default, *others))}")
+            lines.append(f"    {'':24}{', '.join(map(str, (default, *(v for v in known if v != default))))}")
         else:
             lines.append(f"    {name:24}a number, {default:g}")
     return "\n".join(lines)

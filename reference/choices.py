@@ -6,7 +6,7 @@ Every reference function takes the choices that matter to it by keyword. The con
 
 from collections.abc import Callable
 from enum import StrEnum
-from functools import wraps
+from functools import partial, wraps
 from inspect import signature
 from typing import Any, ParamSpec, TypeVar
 
@@ -14,15 +14,27 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+def chosen(kind: Any, value: object) -> Any:
+    """Return the member of an enumeration, or what a class parses, of a value; ValueError with the admissible ones."""
+    if hasattr(kind, "parse"):
+        return kind.parse(value)
+    try:
+        return kind(value)
+    except ValueError:
+        raise ValueError(f"{value!r} is not admissible; admissible: {', '.join(kind)}") from None
+
+
 def takes_choices(function: Callable[P, R]) -> Callable[P, R]:
     """Let a function's choices be given by value, too; a ValueError names those that are none.
 
-    The choices are the keyword parameters annotated with an enumeration of this module.
+    The choices are the keyword parameters annotated with an enumeration of this module, or with a class that parses
+    names (`lowbit_cts.reference.accumulators.Accumulator`).
     """
-    choices: dict[str, Any] = {
-        name: parameter.annotation
+    choices: dict[str, Callable[[Any], Any]] = {
+        name: partial(chosen, parameter.annotation)
         for name, parameter in signature(function).parameters.items()
-        if isinstance(parameter.annotation, type) and issubclass(parameter.annotation, StrEnum)
+        if isinstance(parameter.annotation, type)
+        and (issubclass(parameter.annotation, StrEnum) or hasattr(parameter.annotation, "parse"))
     }
 
     @wraps(function)
@@ -30,9 +42,8 @@ def takes_choices(function: Callable[P, R]) -> Callable[P, R]:
         for name in choices.keys() & keywords.keys():
             try:
                 keywords[name] = choices[name](keywords[name])
-            except ValueError:
-                admissible = ", ".join(choices[name])
-                raise ValueError(f"{name}: {keywords[name]!r} is not admissible; admissible: {admissible}") from None
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
         return function(*arguments, **keywords)
 
     return checked
@@ -211,12 +222,13 @@ class SmallBlockScale(StrEnum):
     EIGHTH = "eighth"  # what rounds to 0 becomes 2**-3         (compressed-tensors)
 
 
-class Accumulator(StrEnum):
-    """The type in which a product of matrices is summed."""
+class WeightPrecision(StrEnum):
+    """To what a weight is dequantized before it is multiplied."""
 
-    INT32 = "int32"  # exact, wraps
-    FLOAT32 = "float32"  # any order
-    FLOAT64 = "float64"  # any order
+    FLOAT32 = "float32"  # to float32, or not at all: the codes are multiplied, and the sums scaled in float32
+    ACTIVATIONS = "activations"  # to the format of the activations     (Marlin, AWQ, tinygemm: fp16 or bf16 weights)
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
 
 
 class ZeroPointCorrection(StrEnum):

@@ -133,6 +133,11 @@ class FloatFormat:
         return (self.largest_magnitude >> self.mantissa_bits) - self.bias
 
     @property
+    def smallest_normal(self) -> float:
+        """The smallest positive normal value."""
+        return 2.0**self.minimum_exponent
+
+    @property
     def smallest(self) -> float:
         """The smallest positive value, subnormal where the format has subnormals."""
         return 2.0 ** (self.minimum_exponent - (self.mantissa_bits if self.zero else 0))

@@ -9,7 +9,8 @@ References
 
 import numpy as np
 
-from lowbit_cts.reference.choices import Accumulator, ZeroPointCorrection, takes_choices
+from lowbit_cts.reference.accumulators import Accumulator
+from lowbit_cts.reference.choices import ZeroPointCorrection, takes_choices
 from lowbit_cts.reference.enclosure import Enclosure, gamma, power_of_two, representable, within
 from lowbit_cts.reference.formats import float_format
 
@@ -123,10 +124,10 @@ def matmul_w8a8_enclosure(
     magnitudes = integer_product(np.abs(a) + np.abs(z), np.abs(b)).astype(np.float64)
 
     # Roundings of the sum itself, in units of the codes.
-    if accumulator is Accumulator.FLOAT32:
-        in_order = magnitudes <= 2**24
-        summing = np.where(in_order, 0.0, gamma(2 * k + 2, _U32) * magnitudes)
-    elif zero_point_correction is ZeroPointCorrection.FLOAT and accumulator is Accumulator.INT32:
+    if not accumulator.integer:
+        in_order = accumulator.exact(magnitudes, np.ones(()))
+        summing = np.where(in_order, 0.0, accumulator.error(2 * k, magnitudes, 1))
+    elif zero_point_correction is ZeroPointCorrection.FLOAT:
         summing = np.where(magnitudes <= 2**24, 0.0, gamma(3, _U32) * magnitudes)
     else:
         summing = np.zeros_like(total)

@@ -209,26 +209,32 @@ def preamble(report: Report) -> str:
     return "\n".join(lines)
 
 
-def write(report: Report) -> list[Path]:
-    """Write the report beside its evidence.
+def write(report: Report, into: Path | None = None) -> list[Path]:
+    """Write the report beside its evidence, or what is to be published of it into another folder.
 
     Parameters
     ----------
     report : Report
         What to write.
+    into : Path or None
+        A folder of its own, made where there is none. What is listed row by row (messages with paths, inputs) stays
+        with the evidence.
 
     Returns
     -------
     list of Path
         ``report.md`` and one CSV per table; a table without rows has its headers, so that none is stale.
     """
+    folder = into or report.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    shown = {name: table for name, table in report.tables.items() if into is None or name not in LISTED}
     sections = [
-        (markdown_listing if name in LISTED else markdown)(table) for name, table in report.tables.items() if table.rows
+        (markdown_listing if name in LISTED else markdown)(table) for name, table in shown.items() if table.rows
     ]
-    paths = [report.folder / "report.md"]
+    paths = [folder / "report.md"]
     paths[0].write_text("\n\n".join((preamble(report), *sections)) + "\n", encoding="utf-8")
-    for name, table in report.tables.items():
-        paths.append(report.folder / f"{name}.csv")
+    for name, table in shown.items():
+        paths.append(folder / f"{name}.csv")
         with paths[-1].open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows((table.headers, *table.rows))
     return paths

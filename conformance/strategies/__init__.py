@@ -24,6 +24,7 @@ from lowbit_cts.conformance.strategies import (  # noqa: F401  (fill CASES)
     casts,
     codebooks,
     gguf,
+    linear,
     packing,
     products,
     requantization,

@@ -10,6 +10,7 @@ from lowbit_cts.kernels.numpy import (
     casts,
     codebooks,
     gguf,
+    linear,
     packing,
     products,
     requantization,
@@ -20,5 +21,6 @@ from lowbit_cts.kernels.numpy import (
 backend = Backend("numpy", version=np.__version__, arrays="numpy")
 for family in (
     affine, products, vector, casts, packing, sparse24, requantization, block_formats, codebooks, binary, gguf,
+    linear,
 ):  # fmt: skip
     family.register(backend)

@@ -48,6 +48,7 @@ def _q6_k(blocks):
 _DEQUANTIZERS: dict[str, tuple[int, int, Callable[[np.ndarray], np.ndarray]]] = {
     "Q4_0": (18, 32, _q4_0), "Q8_0": (34, 32, _q8_0), "Q4_K": (144, 256, _q4_k), "Q6_K": (210, 256, _q6_k),
 }  # fmt: skip
+TYPES = tuple(_DEQUANTIZERS)
 
 
 def dequantize(blocks, *, type, output_format):
@@ -100,5 +101,5 @@ def quantize(x, *, type):
 
 def register(backend: Backend) -> None:
     """Register the kernels."""
-    backend.implements("dequantize_gguf", supports={"type": tuple(_DEQUANTIZERS), "output_format": WIDE})(dequantize)
+    backend.implements("dequantize_gguf", supports={"type": TYPES, "output_format": WIDE})(dequantize)
     backend.implements("quantize_gguf", supports={"type": ("Q4_0", "Q8_0")})(quantize)

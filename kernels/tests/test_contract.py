@@ -12,6 +12,7 @@ from lowbit_cts.kernels import OPERATIONS, PRESETS, Backend, ContractError, Divi
 from lowbit_cts.kernels.backend import LAYOUTS
 from lowbit_cts.kernels.operation import register
 from lowbit_cts.kernels.semantics import SemanticsError
+from lowbit_cts.reference.accumulators import ACCUMULATORS, Accumulator
 
 
 def product(a, b):
@@ -269,7 +270,8 @@ def test_bound_leaves_out_parameters_that_are_not_named():
 # Semantics ----------------------------------------------------------------------------------------------------------
 
 CHOICES = [f for f in fields(Semantics) if isinstance(f.default, StrEnum)]
-NUMBERS = [f for f in fields(Semantics) if not isinstance(f.default, StrEnum)]
+ACCUMULATING = [f for f in fields(Semantics) if isinstance(f.default, Accumulator)]
+NUMBERS = [f for f in fields(Semantics) if not isinstance(f.default, StrEnum | Accumulator)]
 
 
 @pytest.mark.parametrize("field", CHOICES, ids=lambda f: f.name)
@@ -282,6 +284,18 @@ def test_every_choice_is_taken_by_member_or_by_value_and_no_other(field):
             Semantics(**{field.name: wrong})
         assert str(caught.value).startswith(f"Semantics.{field.name}: {wrong!r} is not admissible; admissible: ")
         assert all(str(member) in str(caught.value) for member in type(field.default))
+
+
+@pytest.mark.parametrize("field", ACCUMULATING, ids=lambda f: f.name)
+def test_an_accumulator_is_taken_by_name_or_as_itself(field):
+    own = Accumulator(14, chunk=16)
+    assert getattr(Semantics(**{field.name: own}), field.name) is own
+    for name, known in ACCUMULATORS.items():
+        assert getattr(Semantics(**{field.name: name}), field.name) is known
+        assert Semantics(**{field.name: name}).described((field.name,)) == {field.name: name}
+    for wrong in ("fp32", "", None, 0):
+        with pytest.raises(SemanticsError, match=f"Semantics.{field.name}: {wrong!r} is not admissible; admissible: "):
+            Semantics(**{field.name: wrong})
 
 
 @pytest.mark.parametrize("field", NUMBERS, ids=lambda f: f.name)

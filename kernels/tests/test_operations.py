@@ -15,6 +15,8 @@ SIZES = {"M": 6, "K": 32, "N": 5, "G": 4, "B": 1, "C": 7, "H": 16, "V": 3, "W": 
 FEWER_CODES = {("update_codebook", "codes"): SIZES["C"], ("pack_codes", "codes"): 16}
 #: Arguments of which not any numbers will do, and what makes those that will of any.
 ADMISSIBLE = {
+    **{(name, "group_index"): lambda x: x & 3 for name in ("matmul_w4a16", "matmul_w8a16")},
+    ("matvec_gguf", "blocks"): lambda x: x & 0x3F,  # no float16 is infinite
     ("compress_sparse24", "x"): lambda x: np.where(np.arange(x.shape[1]) % 4 < 2, x, 0),
     ("decompress_sparse24", "metadata"): lambda x: np.full(x.nbytes, 0x4E, np.uint8).view(x.dtype).reshape(x.shape),
 }

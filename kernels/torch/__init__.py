@@ -16,6 +16,7 @@ from lowbit_cts.kernels.torch import (
     casts,
     codebooks,
     gguf,
+    linear,
     packing,
     products,
     requantization,
@@ -37,7 +38,7 @@ def _eager(name: str, device: str) -> Backend:
         family.register_composed(backend, eager, Semantics())
     casts.register(backend, eager)
     sparse24.register_native(backend)
-    for family in (packing, sparse24, requantization, block_formats, codebooks, binary, gguf):
+    for family in (packing, sparse24, requantization, block_formats, codebooks, binary, gguf, linear):
         family.register_composed(backend, eager, Semantics())
     return backend
 
@@ -49,7 +50,7 @@ def _compiled(name: str, device: str) -> Backend:
     for family in (affine, products, vector):
         family.register_composed(backend, compiled, arithmetic)
     casts.register(backend, compiled)
-    for family in (packing, sparse24, requantization, block_formats, codebooks, binary, gguf):
+    for family in (packing, sparse24, requantization, block_formats, codebooks, binary, gguf, linear):
         family.register_composed(backend, compiled, arithmetic)
     return backend
 

@@ -101,7 +101,13 @@ def _decoded(format: str, device: torch.device) -> Tensor:
     return torch.cat([values, -values]).float().to(device)
 
 
-def _dequantize_mx(codes: Tensor, scale: Tensor, table: Tensor | None, integer: bool, output: torch.dtype) -> Tensor:
+def element_table(format: str, device: torch.device) -> tuple[Tensor | None, bool]:
+    """Return the values of the codes of a small float, None where torch knows the type; and whether it is int8."""
+    return (_decoded(format, device) if _LAYOUT[format][0] < 8 else None), format == "int8"
+
+
+def dequantize_mx(codes: Tensor, scale: Tensor, table: Tensor | None, integer: bool, output: torch.dtype) -> Tensor:
+    """Return elements times scales, which come as uint8; small floats come with the table of their values."""
     elements = codes.float() if table is None else table[codes.int()]
     exponent = scale.int()
     bits = torch.where(exponent > 0, exponent << 23, 0x400000)  # 2**-127 is subnormal
@@ -129,9 +135,10 @@ def _quantize_nvfp4(x: Tensor, global_scale: Tensor | None) -> tuple[Tensor, Ten
     return _encode(values, "float4_e2m1fn", False).flatten(1), scale
 
 
-def _dequantize_nvfp4(
+def dequantize_nvfp4(
     codes: Tensor, scale: Tensor, global_scale: Tensor | None, table: Tensor, output: torch.dtype
 ) -> Tensor:
+    """Return elements, by the table of their values, times the scales."""
     steps = scale.float()
     if global_scale is not None:
         steps = steps * global_scale
@@ -149,8 +156,8 @@ def register_composed(backend: Backend, build: Build, arithmetic: Semantics) -> 
     arithmetic : Semantics
         How a division comes out.
     """
-    floor, rceil, dequantize_mx_ = build(_quantize_mx_floor), build(_quantize_mx_rceil), build(_dequantize_mx)
-    choose, quantize_, dequantize_ = build(_choose_global_scale), build(_quantize_nvfp4), build(_dequantize_nvfp4)
+    floor, rceil, dequantize_mx_ = build(_quantize_mx_floor), build(_quantize_mx_rceil), build(dequantize_mx)
+    choose, quantize_, dequantize_ = build(_choose_global_scale), build(_quantize_nvfp4), build(dequantize_nvfp4)
     formats = {"format": MX_FORMATS}
     modes = {
         "floor": (floor, arithmetic),
@@ -173,9 +180,9 @@ def register_composed(backend: Backend, build: Build, arithmetic: Semantics) -> 
         )(quantize_mx)
 
     @backend.implements("dequantize_mx", name="composed", supports={**formats, "output_format": _FLOATS})
-    def dequantize_mx(codes, scale, *, format, output_format):
-        table = _decoded(format, codes.device) if _LAYOUT[format][0] < 8 else None
-        return dequantize_mx_(codes, scale.view(torch.uint8), table, format == "int8", getattr(torch, output_format))
+    def dequantize(codes, scale, *, format, output_format):
+        table, integer = element_table(format, codes.device)
+        return dequantize_mx_(codes, scale.view(torch.uint8), table, integer, getattr(torch, output_format))
 
     @backend.implements(
         "choose_global_scale_nvfp4",
@@ -204,6 +211,6 @@ def register_composed(backend: Backend, build: Build, arithmetic: Semantics) -> 
         return quantize_(x, global_scale)
 
     @backend.implements("dequantize_nvfp4", name="composed", supports={**levels, "output_format": _FLOATS})
-    def dequantize_nvfp4(codes, scale, global_scale, *, output_format):
-        table = _decoded("float4_e2m1fn", codes.device)
+    def dequantize_fp4(codes, scale, global_scale, *, output_format):
+        table, _ = element_table("float4_e2m1fn", codes.device)
         return dequantize_(codes, scale, global_scale, table, getattr(torch, output_format))

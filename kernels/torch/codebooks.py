@@ -18,14 +18,15 @@ _EPSILON = 1e-38
 
 
 @cache
-def _table(codebook: str, device: torch.device) -> Tensor:
+def codebook_table(codebook: str, device: torch.device) -> Tensor:
+    """Return the values of a codebook by code."""
     return torch.tensor(CODEBOOKS[codebook], device=device)
 
 
 @cache
 def _search(codebook: str, device: torch.device) -> tuple[Tensor, Tensor | None]:
     """Return what `_sorted` does, with None for codes that are ranks."""
-    thresholds, codes = _sorted(_table(codebook, device))
+    thresholds, codes = _sorted(codebook_table(codebook, device))
     in_order = torch.equal(codes, torch.arange(codes.numel(), device=device, dtype=codes.dtype))
     return thresholds, None if in_order else codes
 
@@ -108,7 +109,7 @@ def register_composed(backend: Backend, build: Build, arithmetic: Semantics) -> 
     @backend.implements("dequantize_blockwise", name="composed", supports={**everything, "output_format": _FLOATS})
     def dequantize(codes, absmax, *, codebook, block_size, output_format):
         blocks = _blocks(codes, block_size)
-        y = dequantize_(blocks, absmax, _table(codebook, codes.device), getattr(torch, output_format))
+        y = dequantize_(blocks, absmax, codebook_table(codebook, codes.device), getattr(torch, output_format))
         return y.reshape(codes.shape)
 
     @backend.implements("double_quantize", name="composed", semantics=blockwise)
@@ -120,7 +121,7 @@ def register_composed(backend: Backend, build: Build, arithmetic: Semantics) -> 
     @backend.implements("double_dequantize", name="composed", semantics=replace(search, contraction=contraction))
     def double_dequantize(codes, nested_absmax, offset, *, block_size):
         blocks = _padded(codes, block_size)
-        return double_dequantize_(blocks, nested_absmax, offset, _table(NESTED, codes.device)).reshape(-1)[
+        return double_dequantize_(blocks, nested_absmax, offset, codebook_table(NESTED, codes.device)).reshape(-1)[
             : codes.numel()
         ]
 

@@ -173,9 +173,18 @@ _DEQUANTIZERS: dict[str, tuple[int, int, Callable[..., Tensor], tuple[str, ...]]
     "TQ1_0": (54, 256, _tq1_0, ()),
     "TQ2_0": (66, 256, _tq2_0, ()),
 }
+TYPES = tuple(_DEQUANTIZERS)
 
 
-def _dequantize(blocks: Tensor, tables: tuple[Tensor, ...], type: str, dtype: torch.dtype) -> Tensor:
+def checked(blocks: Tensor, type: str) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Return what `dequantize_blocks` takes first: blocks of bytes, and the tables of the type on their device."""
+    if blocks.dtype != torch.uint8:
+        raise TypeError(f"blocks: must be uint8, not {blocks.dtype}")
+    return blocks, tuple(_table(name, blocks.device) for name in _DEQUANTIZERS[type][3])
+
+
+def dequantize_blocks(blocks: Tensor, tables: tuple[Tensor, ...], type: str, dtype: torch.dtype) -> Tensor:
+    """Return the elements of blocks."""
     size, elements, dequantizer, _ = _DEQUANTIZERS[type]
     n = blocks.shape[1] // size
     y = dequantizer(blocks.reshape(blocks.shape[0] * n, size), *tables).to(dtype)
@@ -321,16 +330,11 @@ def register_composed(backend: Backend, build: Build, arithmetic: Semantics) -> 
         How a division comes out; quantizers are registered where it is IEEE's, since a scale rounded otherwise may be
         another float16 number.
     """
-    dequantize_, quantize_ = build(_dequantize), build(_quantize)
+    dequantize_, quantize_ = build(dequantize_blocks), build(_quantize)
 
-    @backend.implements(
-        "dequantize_gguf", name="composed", supports={"type": tuple(_DEQUANTIZERS), "output_format": FLOATS}
-    )
+    @backend.implements("dequantize_gguf", name="composed", supports={"type": TYPES, "output_format": FLOATS})
     def dequantize(blocks: Tensor, *, type: str, output_format: str) -> Tensor:
-        if blocks.dtype != torch.uint8:
-            raise TypeError(f"blocks: must be uint8, not {blocks.dtype}")
-        tables = tuple(_table(name, blocks.device) for name in _DEQUANTIZERS[type][3])
-        return dequantize_(blocks, tables, type, getattr(torch, output_format))
+        return dequantize_(*checked(blocks, type), type, getattr(torch, output_format))
 
     if arithmetic.division is not Division.DIVIDE:
         return

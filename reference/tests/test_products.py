@@ -7,10 +7,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from lowbit_cts.reference.choices import Accumulator, ZeroPointCorrection
+from lowbit_cts.reference.accumulators import Accumulator
+from lowbit_cts.reference.choices import ZeroPointCorrection
 from lowbit_cts.reference.products import integer_product, matmul_int8, matmul_w8a8_enclosure, wrap_int32
 from lowbit_cts.reference.rounding import fma_float32
 
+ACCUMULATORS = (Accumulator.INT32, Accumulator.FLOAT32, Accumulator.FLOAT64)
 FLOAT32, INTEGER, FLOAT = Accumulator.FLOAT32, ZeroPointCorrection.INTEGER, ZeroPointCorrection.FLOAT
 
 
@@ -228,7 +230,7 @@ def rational_layer(case: dict) -> list[list[Fraction]]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("accumulator", Accumulator)
+@pytest.mark.parametrize("accumulator", ACCUMULATORS, ids=str)
 @pytest.mark.parametrize("correction", ZeroPointCorrection)
 def test_in_the_exact_regime_one_result_is_admissible(accumulator, correction):
     """Scales are powers of two, sum |a - z| |b| stays below 2**24: nothing rounds, in any order."""
@@ -308,7 +310,7 @@ def test_a_sixteen_bit_output_may_be_rounded_from_a_float32_sum_with_the_bias():
     assert (found.lo.item(), found.exact.item(), found.hi.item()) == (2048, 2050, 2050)
 
 
-@pytest.mark.parametrize("accumulator", Accumulator)
+@pytest.mark.parametrize("accumulator", ACCUMULATORS, ids=str)
 def test_without_products_the_result_is_the_bias(accumulator):
     case = layer(0, k=0)
     found = enclosed(case, accumulator=accumulator)
