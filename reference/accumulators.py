@@ -96,23 +96,25 @@ class Accumulator:
         """The format whose exponents the sum has."""
         return float_format(self.format)
 
-    def roundings(self, terms: int) -> int:
-        """Return how many roundings there are at most between a product and the sum of `terms`.
+    def roundings(self, terms: np.ndarray, length: int) -> np.ndarray:
+        """Return how many roundings there are at most between a product and the sum.
 
         One of each product and one of each addition; with chunks, one of each product and two of the running sum a
-        chunk, when it is aligned and when it is stored.
+        chunk, when it is aligned and when it is stored. Zeros among the products cost none.
         """
-        if self.integer or terms == 0:
-            return 0
-        return terms + 1 if self.chunk == 1 else terms + 2 * -(-terms // self.chunk)
+        if self.chunk == 1:
+            return terms + (terms > 0)
+        return terms + 2 * np.minimum(terms, -(-length // self.chunk))
 
-    def error(self, terms: int, magnitude: np.ndarray, extra: int = 0) -> np.ndarray:
+    def error(self, terms: np.ndarray, length: int, magnitude: np.ndarray, extra: int = 0) -> np.ndarray:
         """Return how far a sum may be from the real one, whatever the order.
 
         Parameters
         ----------
-        terms : int
-            The number of products.
+        terms : ndarray of int, broadcastable
+            The number of products that are not zero.
+        length : int
+            The number of all products.
         magnitude : ndarray of float64
             The sum of their magnitudes, and of all that is added to them.
         extra : int
@@ -126,7 +128,7 @@ class Accumulator:
         """
         if self.integer:
             return np.zeros_like(magnitude)
-        n = self.roundings(terms) + extra
+        n = self.roundings(terms, length) + extra
         relative = gamma(n, self.unit_roundoff)
         with np.errstate(over="ignore", invalid="ignore"):
             bound = relative * magnitude + n * self.range.smallest_normal

@@ -126,7 +126,7 @@ def matmul_w8a8_enclosure(
     # Roundings of the sum itself, in units of the codes.
     if not accumulator.integer:
         in_order = accumulator.exact(magnitudes, np.ones(()))
-        summing = np.where(in_order, 0.0, accumulator.error(2 * k, magnitudes, 1))
+        summing = np.where(in_order, 0.0, accumulator.error(np.full((), 2 * k), 2 * k, magnitudes, 1))
     elif zero_point_correction is ZeroPointCorrection.FLOAT:
         summing = np.where(magnitudes <= 2**24, 0.0, gamma(3, _U32) * magnitudes)
     else:

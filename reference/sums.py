@@ -95,7 +95,9 @@ class Sums:
         The sums of the magnitudes of all terms.
     quantum : ndarray
         A power of two of which every term is a whole multiple.
-    terms : int
+    terms : ndarray of int, (M, 1)
+        How many of them may differ from zero.
+    length : int
         How many are added.
     """
 
@@ -103,7 +105,8 @@ class Sums:
     error: np.ndarray
     magnitude: np.ndarray
     quantum: np.ndarray
-    terms: int
+    terms: np.ndarray
+    length: int
 
     def plus(self, addend: np.ndarray | None) -> "Sums":
         """Return the sums with one more term, exact and broadcast (a bias); the same of None."""
@@ -114,7 +117,12 @@ class Sums:
             value = self.value + addend
             error = self.error + np.where(representable_sum(self.value, addend, value), 0.0, _U64 * np.abs(value))
         return Sums(
-            value, error, self.magnitude + np.abs(addend), np.minimum(self.quantum, quantum(addend)), self.terms + 1
+            value,
+            error,
+            self.magnitude + np.abs(addend),
+            np.minimum(self.quantum, quantum(addend)),
+            self.terms + 1,
+            self.length + 1,
         )
 
 
@@ -141,7 +149,8 @@ def inner_products(a: Operand, b: Operand) -> Sums:
             error = error + _with_infinities(a.error, b.magnitude + b.error)
         if b.error.any():
             error = error + _with_infinities(a.magnitude, b.error)
-    return Sums(value, error, magnitude, finest, k)
+    terms = np.count_nonzero(a.magnitude + a.error, axis=1)[:, None]
+    return Sums(value, error, magnitude, finest, terms, k)
 
 
 def _finest(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -185,7 +194,7 @@ def enclosed(
     may overflow the accumulator, anything may.
     """
     exact = accumulator.exact(sums.magnitude, sums.quantum)
-    adding = np.where(exact, 0.0, accumulator.error(sums.terms, sums.magnitude + sums.error, roundings))
+    adding = np.where(exact, 0.0, accumulator.error(sums.terms, sums.length, sums.magnitude + sums.error, roundings))
     with np.errstate(invalid="ignore", over="ignore"):
         special = ~np.isfinite(sums.value)
         bound = np.where(special, 0.0, adding + sums.error)
