@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import tempfile
 import threading
+import weakref
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures import wait
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 from pebble import ProcessExpired, ProcessPool
 
-from lowbit_cts.conformance.worker import MALLOC_CHECKS, Call, Reply, execute, initialize
+from lowbit_cts.conformance.arena import Arena, Message
+from lowbit_cts.conformance.worker import MALLOC_CHECKS, Call, Reply, answer, initialize
 from lowbit_cts.kernels import Backend
 
 _STARTING = threading.Lock()
@@ -100,7 +103,9 @@ class KernelHost:
         limit = int(psutil.virtual_memory().total * 0.9) if on_cpu else None
         checked = on_cpu and _has_malloc_debug()
         self.context = _CheckedContext() if checked else multiprocessing.get_context("spawn")
-        self.setup = (spec, backend.name, self.output.path, limit)
+        self.requests, self.replies = Arena(), Arena()
+        weakref.finalize(self, _close, self.requests, self.replies)
+        self.setup = (spec, backend.name, self.output.path, (self.requests.path, self.replies.path), limit)
         self.isolated = False
         self._start()
 
@@ -144,7 +149,8 @@ class KernelHost:
             self.process, self.served = loaded, set()
         self.served = served = self.served | {kernel}
         before = self.output.start()
-        reply = self._run(execute, (call,), self.timeout)
+        message = self._run(answer, (self.requests.pack(call),), self.timeout)
+        reply = _copied(self.replies.unpack(message)) if isinstance(message, Message) else message
         self.served = served  # a lost process, too, has served whom it served
         printed = self.output.count - before
         if isinstance(reply, Reply) and printed > FLOOD:
@@ -191,6 +197,17 @@ class KernelHost:
         """End the process."""
         self.pool.stop()
         self.pool.join()
+
+
+def _copied(reply: Reply) -> Reply:
+    """Return a reply whose results outlive the next one."""
+    reply.results = [{name: np.array(array) for name, array in result.items()} for result in reply.results]
+    return reply
+
+
+def _close(*arenas: Arena) -> None:
+    for arena in arenas:
+        arena.close()
 
 
 def _damaged(answer: Reply | Lost) -> bool:

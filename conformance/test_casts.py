@@ -15,7 +15,7 @@ from lowbit_cts.reference.encoding import encode
 from lowbit_cts.reference.formats import SMALL_FLOATS, FloatFormat, decode, float_format
 
 #: Inputs of a call when all 2**32 float32 values are cast, and the parts that are run, and resumed, apart.
-_CHUNK = 1 << 24
+_CHUNK = 1 << 22
 _SHARDS = 64
 
 #: Values that a stochastic rounding is watched on, and how often; the bound is 7 standard deviations of the mean.

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from lowbit_cts.conformance.arena import Arena, Message
 from lowbit_cts.conformance.buffers import Buffer, lay_out
 from lowbit_cts.kernels import Case, Implementation
 from lowbit_cts.kernels.discovery import load_backends
@@ -86,11 +87,14 @@ class Reply:
 
 _implementations: dict[tuple[str, str], Implementation] = {}
 _exchange: Exchange
+_requests: Arena
+_replies: Arena
 
 
-def initialize(spec: str, backend_name: str, pipe: str, memory_limit: int | None) -> int:
+def initialize(spec: str, backend_name: str, pipe: str, arenas: tuple[str, str], memory_limit: int | None) -> int:
     """Prepare the process: output into the pipe, memory bounded, the backend loaded; return its number."""
-    global _exchange  # noqa: PLW0603  (one backend a process is what the process is for)
+    global _exchange, _requests, _replies  # noqa: PLW0603  (one backend a process is what the process is for)
+    _requests, _replies = (Arena(path) for path in arenas)
     output = os.open(pipe, os.O_WRONLY)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -103,6 +107,11 @@ def initialize(spec: str, backend_name: str, pipe: str, memory_limit: int | None
     _implementations.update({(i.operation.name, i.name): i for i in backend.implementations})
     _exchange = backend.exchange()
     return os.getpid()
+
+
+def answer(message: Message) -> Message:
+    """Run the call that a message holds, and return what was observed as one."""
+    return _replies.pack(execute(_requests.unpack(message)))
 
 
 def execute(call: Call) -> Reply:

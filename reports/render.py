@@ -34,6 +34,9 @@ TABLES: dict[str, Callable[[Iterable[Record]], Table]] = {
 # Tables of sentences and command lines, which are listed row by row.
 LISTED = frozenset({"failures"})
 
+#: Rows of a table that a published report shows; longer ones are in their CSV alone.
+PAGE = 200
+
 _NUMERIC = re.compile(r"[-+]?(\d|inf$|nan$)", re.IGNORECASE)
 
 
@@ -218,7 +221,7 @@ def write(report: Report, into: Path | None = None) -> list[Path]:
         What to write.
     into : Path or None
         A folder of its own, made where there is none. What is listed row by row (messages with paths, inputs) stays
-        with the evidence.
+        with the evidence, and tables of more than `PAGE` rows are in their CSV alone.
 
     Returns
     -------
@@ -229,7 +232,11 @@ def write(report: Report, into: Path | None = None) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     shown = {name: table for name, table in report.tables.items() if into is None or name not in LISTED}
     sections = [
-        (markdown_listing if name in LISTED else markdown)(table) for name, table in shown.items() if table.rows
+        (markdown_listing if name in LISTED else markdown)(table)
+        if into is None or len(table.rows) <= PAGE
+        else f"## {table.title}\n\n{len(table.rows)} rows, in `{name}.csv`."
+        for name, table in shown.items()
+        if table.rows
     ]
     paths = [folder / "report.md"]
     paths[0].write_text("\n\n".join((preamble(report), *sections)) + "\n", encoding="utf-8")
