@@ -161,6 +161,8 @@ def bits_per_weight(case: Case) -> float:
         size = array.size if array is not None else int(np.prod(case.result_shape(slot))) if result else 0
         elements += size * (slot.name in operation.weights)
         bits += size * case.bits(slot) * (slot.name in operation.stored)
+    if not elements and {"N", "K"} <= set(case.sizes):  # weights in blocks of bytes
+        elements = case.sizes["N"] * case.sizes["K"]
     if not elements:
         ends = [case.parameters.get("source"), case.parameters.get("target"), case.parameters.get("format")]
         return min(float(FORMATS[name].bits) for name in ends if name in FORMATS)
@@ -179,7 +181,8 @@ def row(
     operations, moved = case.operation.work(case), case.operation.bytes_moved(case)
     facts = verified(implementation, workload, found.last_output)
     share, name = None, None
-    integer = all(not isinstance(case.format(n), FloatFormat) for n in ("a", "b")) if "a" in case.arrays else False
+    factors = [name for name in ("a", "b") if name in case.arrays]
+    integer = len(factors) == 2 and not any(isinstance(case.format(name), FloatFormat) for name in factors)
     rate = ceilings.get("matmul_int8" if integer else "matmul_float32")
     if rate and "copy" in ceilings:
         limit = roofline(operations, moved, rate.value, ceilings["copy"].value)

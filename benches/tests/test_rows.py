@@ -13,7 +13,7 @@ NUMPY = load_backends("numpy")[0]
 #: A layer whose 768 columns are whole blocks.
 BLOCKS = "bert-base/attn.query"
 #: Decibels of what has few levels (definitions: 20.22 of 16, 4.40 of two, 5.79 of BitNet's three).
-LEAST_DB = {"assign_codebook": 19, "binarize": 4, "ternarize": 5}
+LEAST_DB = {"assign_codebook": 19, "binarize": 4, "ternarize": 5, "matmul_w4a16": 18, "matmul_nvfp4": 17}
 LINEAR = {"activation_granularity": "token", "weight_granularity": "channel", "mapping": "symmetric"}
 
 

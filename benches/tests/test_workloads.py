@@ -156,10 +156,25 @@ EVERY = [
     ("binarize", {"granularity": "axis", "axis": 0}),
     ("ternarize", {"rule": "twn", "granularity": "group", "group_size": 16}),
     ("ternarize", {"rule": "bitnet", "input_format": "bfloat16"}),
+    ("matmul_w4a16", {"group_size": 32}),
+    ("matmul_w4a16", {"group_size": 32, "mapping": "asymmetric", "act_order": True, "has_bias": True}),
+    ("matmul_w8a16", {"granularity": "channel", "input_format": "bfloat16"}),
+    ("matmul_float8", {"has_bias": True}),
+    ("matmul_float8", {"scaling": "row", "b_format": "float8_e5m2", "output_format": "float32"}),
+    ("matmul_float8", {"scaling": "block"}),
+    ("matmul_mx", {"has_bias": True}),
+    ("matmul_mx", {"a_format": "float6_e2m3fn", "b_format": "int8"}),
+    ("matmul_nvfp4", {}),
+    ("linear_nf4", {"block_size": 32}),
+    ("matvec_gguf", {}),
+    ("matvec_gguf", {"type": "Q8_0"}),
 ]
 
 #: Relative errors of what has too few levels for outliers.
-COARSE = {"dequantize_blockwise": 0.2, "assign_codebook": 0.8, "binarize": 1.0, "ternarize": 1.0}
+COARSE = {
+    "dequantize_blockwise": 0.2, "matmul_w4a16": 0.3, "matmul_nvfp4": 0.3, "linear_nf4": 0.3, "matvec_gguf": 0.3,
+    "assign_codebook": 0.8, "binarize": 1.0, "ternarize": 1.0,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("fill", fills.FILLS)
