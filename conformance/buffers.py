@@ -1,6 +1,7 @@
 """Guarded buffers: arguments laid out in poisoned memory, so that stray reads and writes show."""
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ from lowbit_cts.reference.formats import FORMATS, FloatFormat, NanCodes
 #: Elements of poison before and after every argument: tiles of 16 vectors of 64 single bytes.
 GUARD = 1024
 
-#: What a layout does to a matrix of R rows and C columns: (row step, column step, shift) in elements.
+#: What a layout does to a matrix of R rows and C columns: (row step, column step, shift) in elements. Of more axes the
+#: last two are such a matrix; transposed memory has all of them in the opposite order.
 STEPS = {
     "contiguous": lambda rows, columns: (columns, 1, 0),
     "offset": lambda rows, columns: (columns, 1, 1),
@@ -83,11 +85,20 @@ class Buffer:
         return inside > 0, int(np.count_nonzero(changed)) > inside
 
 
-def lay_out(shape: tuple[int, ...], format: str, layout: str, byte: int, dtype: np.dtype | None = None) -> Buffer:
-    """Return a poisoned buffer that holds an array of the shape in the layout, its values still to be filled in."""
+def _steps(shape: tuple[int, ...], layout: str) -> tuple[tuple[int, ...], int]:
+    """Return the step of every axis of an array in the layout, and where it begins, in elements."""
+    if len(shape) > 2 and layout.startswith("transposed"):
+        _, column_step, shift = STEPS[layout](shape[0], shape[1])
+        return (1, *(column_step * prod(shape[1:axis]) for axis in range(1, len(shape)))), shift
     rows, columns = (1, *shape)[-2:] if shape else (1, 1)
     row_step, column_step, shift = STEPS[layout](rows, columns)
-    strides = (row_step, column_step)[2 - len(shape) :]
+    outer = tuple(rows * row_step * prod(shape[axis + 1 : -2]) for axis in range(len(shape) - 2))
+    return (*outer, *(row_step, column_step)[max(0, 2 - len(shape)) :]), shift
+
+
+def lay_out(shape: tuple[int, ...], format: str, layout: str, byte: int, dtype: np.dtype | None = None) -> Buffer:
+    """Return a poisoned buffer that holds an array of the shape in the layout, its values still to be filled in."""
+    strides, shift = _steps(shape, layout)
     span = 1 + sum(max(0, n - 1) * step for n, step in zip(shape, strides, strict=True))
     count = 2 * GUARD + span + shift
     flat = poison(count, format, byte)

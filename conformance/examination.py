@@ -106,11 +106,12 @@ class Trial:
         return replace(self.case, arrays={**self.case.arrays, name: np.ascontiguousarray(array).reshape(array.shape)})
 
     def permuted(self) -> Case:
-        """Return the case with the elements of its first argument in another order; those of a block stay together."""
-        first, parameters = self.case.operation.arguments[0], self.case.parameters
+        """Return the case with the first argument that varies in another order; elements of a block stay together."""
+        operation, parameters = self.case.operation, self.case.parameters
+        first = next(argument for argument in operation.arguments if argument.name not in operation.constant)
         array = self.case.array(first.name)
         axes = first.shape(parameters)
-        block = self.case.operation.multiples(parameters).get(axes[-1], 1) if axes else 1
+        block = operation.multiples(parameters).get(axes[-1], 1) if axes else 1
         return self.replaced(first.name, np.roll(array.ravel()[::-1], block).reshape(array.shape))
 
     def largest(self) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 
 from lowbit_cts.reference.accumulators import Accumulator
 from lowbit_cts.reference.choices import (
+    ActivationQuantization,
     BlockScaleSteps,
     Boundary,
     Contraction,
@@ -18,10 +19,13 @@ from lowbit_cts.reference.choices import (
     GlobalScaleRule,
     IndexCompletion,
     InfinityInBlock,
+    LoraForm,
     NanInBlock,
     OutsideDomain,
     Overflow,
+    PartPrecision,
     Precision,
+    ProbabilityPrecision,
     RangeRule,
     Requantization,
     Rounding,
@@ -30,6 +34,7 @@ from lowbit_cts.reference.choices import (
     ScaleSearch,
     SignOfZero,
     SmallBlockScale,
+    SoftmaxParts,
     TieSide,
     WeightPrecision,
     ZeroPointCorrection,
@@ -62,6 +67,8 @@ class Semantics:
         With ``zero_scale="epsilon"``: the smallest scale, > 0.
     slack : float
         Absolute error by design of a number whose code is looked up in a table over a grid: half a step of the grid.
+    function_ulps : float
+        The largest error of exp and tanh in units of the last place of float32, > 0.
     distance_roundings : int
         Of codes chosen by the least distance, how many float32 roundings a distance carries: 1 of abs(x - c), 2 of
         (x - c)**2; 0 where numbers are compared with boundaries.
@@ -84,6 +91,12 @@ class Semantics:
     accumulator: Accumulator = Accumulator.INT32
     float_accumulator: Accumulator = Accumulator.FLOAT32
     weight_precision: WeightPrecision = WeightPrecision.FLOAT32
+    part_precision: PartPrecision = PartPrecision.FLOAT32
+    activation_quantization: ActivationQuantization = ActivationQuantization.NONE
+    lora_form: LoraForm = LoraForm.SEPARATE
+    probability_precision: ProbabilityPrecision = ProbabilityPrecision.FLOAT32
+    softmax_parts: SoftmaxParts = SoftmaxParts.ONE
+    function_ulps: float = 4.0
     zero_point_correction: ZeroPointCorrection = ZeroPointCorrection.INTEGER
     requantization: Requantization = Requantization.FLOAT32
     index_completion: IndexCompletion = IndexCompletion.FOLLOWING

@@ -1,14 +1,18 @@
 """The command line of Lowbit-CTS."""
 
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
-from lowbit_cts.kernels import OPERATIONS, Operation, Semantics
+from lowbit_cts import __version__
+from lowbit_cts.kernels import OPERATIONS, ContractError, Implementation, Operation, Semantics
+from lowbit_cts.kernels.discovery import default_backends, load_backends
 from lowbit_cts.reference.accumulators import ACCUMULATORS, Accumulator
-from lowbit_cts.reports import render
+from lowbit_cts.reports import device, render, tables
+from lowbit_cts.reports.evidence import Fingerprint, Record, Run, append, new_run, now, read
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
@@ -54,6 +58,104 @@ def operations(
     if name not in OPERATIONS:
         _fail(f"unknown operation {name!r}; admissible: {', '.join(OPERATIONS)}")
     typer.echo(contract(OPERATIONS[name]))
+
+
+@app.command()
+def fingerprint(
+    backend: Annotated[
+        list[str] | None, typer.Option(help="NAME or MODULE[:ATTRIBUTE], repeatable; numpy, and torch where installed.")
+    ] = None,
+    operation: Annotated[list[str] | None, typer.Option(help="Only this operation, repeatable.")] = None,
+    implementation: Annotated[list[str] | None, typer.Option(help="Only implementations of this name.")] = None,
+    results: Annotated[Path, typer.Option(help="Where evidence goes.")] = Path("results"),
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(help="Two files or folders of evidence, or backends to probe: print where they differ."),
+    ] = None,
+) -> None:
+    """Probe products for their arithmetic: order of summation, accumulator, rounding, subnormals, dependences.
+
+    With --compare the exit status is 1 if any finding differs.
+    """
+    from lowbit_cts.conformance.fingerprint.examine import OPERATIONS as PROBED
+
+    for name in operation or ():
+        if name not in PROBED:
+            _fail(f"--operation: {name!r} cannot be probed; admissible: {', '.join(PROBED)}")
+    if compare is None:
+        records = [
+            r for spec in backend or default_backends() for r in _probed(spec, operation, implementation, results)
+        ]
+        typer.echo(render.terminal(tables.fingerprints(records)))
+        return
+    if backend:
+        _fail("--backend: stands alone; with --compare name the two backends there")
+    sides = []
+    for side in compare:
+        path = Path(side)
+        try:
+            found = (
+                render.newest(evidence_in(path)) if path.exists() else _probed(side, operation, implementation, results)
+            )
+        except (ValueError, OSError) as error:
+            _fail(f"--compare: {error}")
+        kept = [record for record in found if _wanted(record, operation, implementation)]
+        if not kept:
+            _fail(f"--compare: no fingerprint of these products in {side}")
+        sides.append(kept)
+    differences = tables.fingerprint_differences(*sides)
+    if differences.rows:
+        typer.echo(render.terminal(differences))
+        raise typer.Exit(1)
+    typer.echo("No finding differs.")
+
+
+def evidence_in(path: Path) -> list[Record]:
+    """Return the records of a file, or of all files below a folder."""
+    return list((render.load(path) if path.is_dir() else read(path)).records)
+
+
+def _wanted(record: Record, operation: list[str] | None, implementation: list[str] | None) -> bool:
+    return (
+        isinstance(record, Fingerprint)
+        and (not operation or record.operation in operation)
+        and (not implementation or record.implementation in implementation)
+    )
+
+
+def _probed(
+    spec: str, operation: list[str] | None, implementation: list[str] | None, results: Path
+) -> list[Fingerprint]:
+    """Probe the backends behind a specification, and leave the evidence in the results folder."""
+    from lowbit_cts.conformance.fingerprint.examine import examine
+
+    try:
+        backends = load_backends(spec)
+    except ContractError as error:
+        _fail(str(error))
+
+    def wanted(candidate: Implementation) -> bool:
+        return (not operation or candidate.operation.name in operation) and (
+            not implementation or candidate.name in implementation
+        )
+
+    records = []
+    for loaded in backends:
+        described, run = device.describe(loaded.device), new_run()
+        path = results / described["slug"] / f"fingerprints-{run}.jsonl"
+        for record in examine(spec, loaded, run, wanted):
+            if not path.exists():
+                append(
+                    path,
+                    Run(
+                        run=run, time=now(), suite_version=__version__, command=["lowbit-cts", *sys.argv[1:]],
+                        profile="fingerprint", device=described, environment=device.environment(),
+                    ),
+                )  # fmt: skip
+            append(path, record)
+            records.append(record)
+            typer.echo(f"{record.backend}/{record.operation}/{record.implementation} {record.seconds:.1f} s", err=True)
+    return records
 
 
 def contract(operation: Operation) -> str:

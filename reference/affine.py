@@ -344,6 +344,11 @@ def choose_qparams_enclosure(
     low, high = extremes(x, granularity, axis, group_size)
     if np.any(high - low > _FLOAT32.maximum):
         raise ValueError("x: its range, max - min, must be at most the largest float32")
+    if mapping == "asymmetric" and range_rule is RangeRule.INCLUDE_ZERO:
+        low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
+    if zero_scale is ZeroScale.UNIT_RANGE:
+        nothing = (high == low) & ((low == 0) | (mapping == "asymmetric"))
+        high = np.where(nothing, low + 1.0, high)
     if mapping == "symmetric":
         z = middle(qmin, qmax)
         exact, lo, hi = _symmetric_scale(low, high, qmin, qmax, z, scale_rule, division)
@@ -351,8 +356,6 @@ def choose_qparams_enclosure(
         return {"scale": scales, "zero_point": determined(np.full(low.shape, z, np.int64))}
     if mapping != "asymmetric":
         raise ValueError(f"mapping: {mapping!r} is unknown; admissible: symmetric, asymmetric")
-    if range_rule is RangeRule.INCLUDE_ZERO:
-        low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
     exact, lo, hi = _rounded_quotient(high - low, float(qmax - qmin), representable(high - low, _FLOAT32), division)
     scales = _guard(exact, lo, hi, zero_scale, epsilon)
     zero = _zero_point(low, scales, qmin, qmax, rounding, zero_point_rule, division)

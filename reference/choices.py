@@ -121,6 +121,7 @@ class ZeroScale(StrEnum):
     EPSILON = "epsilon"  # s = max(s, epsilon), whatever s is
     ONE = "one"  # s = 1 where s is zero (or subnormal)
     ZERO = "zero"  # s = 0
+    UNIT_RANGE = "unit_range"  # affine ranges: as if the range were 1, s = 1 / (qmax - qmin)   (ONNX's evaluator)
 
 
 class DequantizeForm(StrEnum):
@@ -229,6 +230,41 @@ class WeightPrecision(StrEnum):
     ACTIVATIONS = "activations"  # to the format of the activations     (Marlin, AWQ, tinygemm: fp16 or bf16 weights)
     BFLOAT16 = "bfloat16"
     FLOAT16 = "float16"
+
+
+class PartPrecision(StrEnum):
+    """To what the value of a code and its scale are rounded before they are multiplied; their product is not rounded."""
+
+    FLOAT32 = "float32"  # not at all
+    BFLOAT16 = "bfloat16"  # each to bfloat16    (bitsandbytes' packed weights, on CPUs with AVX512-BF16)
+
+
+class ActivationQuantization(StrEnum):
+    """Whether a layer quantizes the activations that it is given in floating point."""
+
+    NONE = "none"  # they are multiplied as they are
+    GGML = "ggml"  # to the blocks of 8 bits that go with the weights' type: Q8_0, Q8_1, Q8_K   (ggml on the CPU)
+
+
+class ProbabilityPrecision(StrEnum):
+    """To what the probabilities of attention are rounded before the values are multiplied by them."""
+
+    FLOAT32 = "float32"  # to float32, or not at all                             (vLLM's PagedAttention kernels)
+    ACTIVATIONS = "activations"  # to the format of the activations              (FlashAttention, on tensor cores)
+
+
+class SoftmaxParts(StrEnum):
+    """Whether the context of a token has one normaliser in attention."""
+
+    ONE = "one"  # one maximum and one sum, perhaps rescaled on the way         (FlashAttention, PagedAttention V1)
+    SEVERAL = "several"  # parts have their own, combined by the log of their sums (Flash-Decoding, PagedAttention V2)
+
+
+class LoraForm(StrEnum):
+    """How a LoRA adapter is applied."""
+
+    SEPARATE = "separate"  # x w + s (x a) b
+    MERGED = "merged"  # x (w + s a b), the weights rounded to their format   (PEFT's merge)
 
 
 class ZeroPointCorrection(StrEnum):

@@ -14,9 +14,12 @@ References
 import numpy as np
 
 from lowbit_cts.reference.blockwise import dequantize_blockwise
-from lowbit_cts.reference.choices import DequantizeForm, Precision, WeightPrecision
+from lowbit_cts.reference.choices import DequantizeForm, PartPrecision, Precision, WeightPrecision
+from lowbit_cts.reference.codebooks import CODEBOOKS
 from lowbit_cts.reference.enclosure import representable
+from lowbit_cts.reference.encoding import round_to_format
 from lowbit_cts.reference.formats import decode, float_format, integer_format
+from lowbit_cts.reference.gguf.activations import quantize_activations
 from lowbit_cts.reference.gguf.blocks import scale_and_offset, unpack
 from lowbit_cts.reference.gguf.layout import block_format
 from lowbit_cts.reference.mx import dequantize_mx
@@ -198,12 +201,18 @@ def codebook_weights(
     block_size: int,
     activations: str,
     weight_precision: WeightPrecision = WeightPrecision.FLOAT32,
+    part_precision: PartPrecision = PartPrecision.FLOAT32,
 ) -> Operand:
     """Return the weights of blocks under a codebook, (N, K) codes; parameters and errors as `dequantize_blockwise`."""
     values = dequantize_blockwise(
         codes, absmax, codebook=codebook, block_size=block_size, output_format="float64",
         intermediate=Precision.FLOAT64,
     )  # fmt: skip
+    if part_precision is not PartPrecision.FLOAT32:
+        fmt = float_format(str(part_precision))
+        table = round_to_format(CODEBOOKS[codebook].astype(np.float64), fmt)
+        scale = round_to_format(np.asarray(absmax, np.float64), fmt)
+        return exactly(table[codes] * np.repeat(scale, block_size, axis=1))
     return dequantized(exactly(values), weight_precision, activations)
 
 
@@ -248,3 +257,39 @@ def gguf_weights(
     shape = blocks.shape[0], blocks.shape[1] // fmt.bytes * fmt.elements
     values, magnitude, scaled = (x.reshape(shape) for x in (scaled + shift, apart, scaled))
     return dequantized(exactly(values, magnitude), weight_precision, activations, roundings=3, parts=(scaled,))
+
+
+def ggml_factors(a: np.ndarray, blocks: np.ndarray, *, type: str) -> tuple[Operand, Operand]:
+    """Return the factors that ggml's CPU kernels multiply: quantized activations and weights in GGUF blocks.
+
+    Parameters
+    ----------
+    a : ndarray of float32, shape (M, K)
+    blocks, type : as `gguf_weights`
+
+    Returns
+    -------
+    tuple of Operand, shapes (M, L) and (N, L)
+        L is K; beside Q8_1 there are further terms, the float16 sums of activations times the offsets of the blocks.
+
+    Raises
+    ------
+    ValueError
+        As `gguf_weights` and `lowbit_cts.reference.gguf.activations.quantize_activations`.
+    """
+    quantized = quantize_activations(a, type)
+    weights = gguf_weights(blocks, type=type, activations="float32")
+    if quantized.sums is None:
+        return quantized.elements, weights
+    parts, fmt = unpack(blocks, type), block_format(type)
+    scale, offset = scale_and_offset(parts, type)
+    scaled = scale.astype(np.float64) * fmt.levels[parts["codes"]].reshape(len(scale), -1)
+    rows = blocks.shape[0]
+    scaled, offset = scaled.reshape(rows, -1), np.asarray(offset, np.float64).reshape(rows, -1)
+    return _beside(quantized.elements, quantized.sums), _beside(exactly(scaled), exactly(offset))
+
+
+def _beside(first: Operand, second: Operand) -> Operand:
+    """Return the columns of two operands."""
+    pairs = ((first.values, second.values), (first.magnitude, second.magnitude), (first.error, second.error))
+    return Operand(*(np.concatenate(pair, axis=1) for pair in pairs))

@@ -349,8 +349,48 @@ class FormatAccuracy(Record):
     decode: dict[str, Any]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Fingerprint(Record):
+    """What probing found out of the arithmetic of one product, at one set of parameters and one shape.
+
+    Attributes
+    ----------
+    device, backend, backend_version, operation, implementation : str
+        What was probed; `device` is a slug.
+    semantics : dict of str to str
+        The declared semantics.
+    parameters : dict
+        Every parameter of the operation.
+    shape : dict of str to int
+        M, N and K of the probes, in elements.
+    findings : dict of str to str
+        By name, such as ``order`` or ``accumulator bits``; ``not determined`` where the probes cannot tell.
+    reasons : dict of str to str
+        Of findings that are not determined, why.
+    tree : str or None
+        The order of summation as nested parentheses of positions, where it was found.
+    seconds : float
+        Wall time spent, s.
+    """
+
+    kind = "fingerprint"
+
+    device: str
+    backend: str
+    backend_version: str
+    operation: str
+    implementation: str
+    semantics: dict[str, str]
+    parameters: dict[str, Any]
+    shape: dict[str, int]
+    findings: dict[str, str]
+    reasons: dict[str, str]
+    tree: str | None = None
+    seconds: float = 0.0
+
+
 KINDS: dict[str, type[Record]] = {
-    cls.kind: cls for cls in (Run, Verdict, Measurement, Ceiling, ModelAccuracy, FormatAccuracy)
+    cls.kind: cls for cls in (Run, Verdict, Measurement, Ceiling, ModelAccuracy, FormatAccuracy, Fingerprint)
 }
 
 

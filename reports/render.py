@@ -29,6 +29,7 @@ TABLES: dict[str, Callable[[Iterable[Record]], Table]] = {
     "formats": tables.number_formats,
     "models": tables.model_accuracy,
     "layer_errors": tables.layer_errors,
+    "fingerprints": tables.fingerprints,
 }
 
 # Tables of sentences and command lines, which are listed row by row.

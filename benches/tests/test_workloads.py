@@ -123,6 +123,13 @@ EVERY = [
     ("matmul_w8a8", {"activation_granularity": "tensor", "weight_granularity": "tensor"}),
     ("matmul_w8a8", {"a_format": "uint8", "mapping": "symmetric", "has_bias": False}),
     ("add_int8", {"format": "uint8"}),
+    ("matmul_integer", {"a_format": "uint8", "weight_granularity": "channel"}),
+    ("qlinear_matmul", {"activation_granularity": "token"}),
+    ("qlinear_matmul", {"a_format": "uint8", "b_format": "uint8", "y_format": "uint8"}),
+    ("dynamic_quantize_linear", {}),
+    ("conv2d_int8", {}),
+    ("conv2d_int8", {"x_format": "uint8", "pads": (1, 1, 1, 1), "groups": 2, "has_bias": True}),
+    ("conv2d_int8", {"groups": "depthwise", "weight_mapping": "asymmetric", "strides": (2, 2)}),
     ("pack_codes", {}),
     ("pack_codes", {"packing": "compressed_tensors", "bits": 3, "signed": True}),
     ("pack_codes", {"packing": "marlin"}),
@@ -156,6 +163,8 @@ EVERY = [
     ("binarize", {"granularity": "axis", "axis": 0}),
     ("ternarize", {"rule": "twn", "granularity": "group", "group_size": 16}),
     ("ternarize", {"rule": "bitnet", "input_format": "bfloat16"}),
+    ("attention_paged", {"cache_format": "float8_e4m3fn", "grouped": True, "block_size": 16}),
+    ("attention_paged", {"cache_format": "int8", "mask": "window", "window": 5, "capped": True}),
     ("matmul_w4a16", {"group_size": 32}),
     ("matmul_w4a16", {"group_size": 32, "mapping": "asymmetric", "act_order": True, "has_bias": True}),
     ("matmul_w8a16", {"granularity": "channel", "input_format": "bfloat16"}),
@@ -167,11 +176,17 @@ EVERY = [
     ("matmul_nvfp4", {}),
     ("linear_nf4", {"block_size": 32}),
     ("matvec_gguf", {}),
+    ("matmul_sparse24", {}),
+    ("matmul_sparse24", {"format": "int8"}),
+    ("linear_low_rank", {"has_bias": True}),
+    ("linear_lora", {"input_format": "bfloat16"}),
+    ("matmul_llm_int8", {}),
     ("matvec_gguf", {"type": "Q8_0"}),
 ]
 
 #: Relative errors of what has too few levels for outliers.
 COARSE = {
+    "attention_paged": 0.3,
     "dequantize_blockwise": 0.2, "matmul_w4a16": 0.3, "matmul_nvfp4": 0.3, "linear_nf4": 0.3, "matvec_gguf": 0.3,
     "assign_codebook": 0.8, "binarize": 1.0, "ternarize": 1.0,
 }  # fmt: skip
@@ -255,6 +270,23 @@ def test_truth_of_products():
 def test_convolutions_have_rows_of_im2col():
     layer = shapes.layer("lenet-5/c3")
     assert cases.build("matmul_int8", layer, 2).case.sizes == {"M": 200, "K": 150, "N": 16}
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "image", "output"),
+    [
+        ("resnet-50/conv1", {"strides": (2, 2), "pads": (1, 1, 1, 1)}, (3, 227, 227), (64, 112, 112)),
+        ("resnet-50/layer1.conv2", {"pads": (1, 1, 1, 1)}, (64, 56, 56), (64, 56, 56)),
+        ("resnet-50/layer3.conv1", {}, (1024, 14, 14), (256, 14, 14)),
+        ("lenet-5/c3", {}, (6, 14, 14), (16, 10, 10)),
+    ],
+)
+def test_convolutions_have_the_shapes_of_their_layers(name, parameters, image, output):
+    layer = shapes.layer(name)
+    built = cases.build("conv2d_int8", layer, 1, parameters=parameters)
+    assert built.case.arrays["x"].shape == (1, *image)
+    assert built.truth.shape == (1, *output)
+    assert built.case.operation.work(built.case) == 2 * layer.m * layer.n * layer.k
 
 
 @pytest.mark.parametrize(

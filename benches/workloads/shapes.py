@@ -22,6 +22,8 @@ class Layer:
         Such layers in the model.
     m : int
         Rows of x an input: 1 for a token, the number of output positions for an image.
+    kernel : int
+        Of a convolution the height and width of its kernel: k is the number of channels times its square.
     """
 
     model: str
@@ -30,6 +32,7 @@ class Layer:
     k: int
     count: int = 1
     m: int = 1
+    kernel: int = 1
 
     @property
     def id(self) -> str:

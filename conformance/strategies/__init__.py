@@ -19,16 +19,20 @@ from hypothesis import strategies as st
 
 from lowbit_cts.conformance.strategies import (  # noqa: F401  (fill CASES)
     affine,
+    attention,
     binary,
     block_formats,
     casts,
     codebooks,
+    convolution,
     gguf,
     linear,
+    onnx_operators,
     packing,
     products,
     requantization,
     sparse24,
+    structured,
     vector,
 )
 from lowbit_cts.conformance.strategies.drawing import CASES, Draw, Sizes

@@ -17,7 +17,8 @@ from lowbit_cts.reference.operands import SCALE_BLOCK
 
 Generator = np.random.Generator
 
-_ACTIVATIONS = {"full": ("normal", "outliers"), "exact": ("small", "single"), "special": ("specials",)}
+#: Families of activations by regime.
+ACTIVATIONS = {"full": ("normal", "outliers"), "exact": ("small", "single"), "special": ("specials",)}
 
 
 def activations(rng: Generator, shape: tuple[int, int], family: str) -> np.ndarray:
@@ -42,21 +43,23 @@ def activations(rng: Generator, shape: tuple[int, int], family: str) -> np.ndarr
     return x
 
 
-def _bias(rng: Generator, chosen: Mapping[str, Any], n: int, exact: bool) -> np.ndarray | None:
+def bias_of(rng: Generator, chosen: Mapping[str, Any], n: int, exact: bool) -> np.ndarray | None:
+    """Return a bias, sixteenths where sums are to be exact; None where there is none."""
     if not chosen["has_bias"]:
         return None
     bias = rng.integers(-64, 64, n, endpoint=True) / 16 if exact else rng.standard_normal(n)
     return bias.astype(np.float32)
 
 
-def _mn(draw: Draw, sizes: dict) -> tuple[int, int]:
+def sizes_mn(draw: Draw, sizes: dict) -> tuple[int, int]:
+    """Draw the numbers of rows and columns of a product."""
     return size(draw, sizes, "M", 17), size(draw, sizes, "N", 65)
 
 
 @draws("matmul_w4a16", "matmul_w8a16")
 def _weight_only(draw: Draw, operation: Operation, chosen: dict, regime: str, sizes: dict) -> Case:
-    (m, n), k = _mn(draw, sizes), size(draw, sizes, "K", 257)
-    family, codes = one_of(draw, _ACTIVATIONS[regime]), one_of(draw, fills.CODES)
+    (m, n), k = sizes_mn(draw, sizes), size(draw, sizes, "K", 257)
+    family, codes = one_of(draw, ACTIVATIONS[regime]), one_of(draw, fills.CODES)
     seed = draw(SEEDS)
     rng = np.random.default_rng(seed)
     fmt, exact = integer_format(chosen["format"]), regime == "exact"
@@ -74,7 +77,7 @@ def _weight_only(draw: Draw, operation: Operation, chosen: dict, regime: str, si
         "scale": fills.float_codes(scale, chosen["input_format"]),
         "zero_point": zero.astype(np.int32) if chosen["mapping"] == "asymmetric" else None,
         "group_index": index,
-        "bias": _bias(rng, chosen, n, exact),
+        "bias": bias_of(rng, chosen, n, exact),
     }
     return Case(operation, chosen, arrays, {"fill": (family, codes), "seed": seed})
 
@@ -98,7 +101,7 @@ def _scale(rng: Generator, shape: tuple[int, ...], exact: bool) -> np.ndarray:
 
 @draws("matmul_float8")
 def _matmul_float8(draw: Draw, operation: Operation, chosen: dict, regime: str, sizes: dict) -> Case:
-    (m, n), k = _mn(draw, sizes), size(draw, sizes, "K", 257)
+    (m, n), k = sizes_mn(draw, sizes), size(draw, sizes, "K", 257)
     seed = draw(SEEDS)
     rng, exact = np.random.default_rng(seed), regime == "exact"
     p, q = -(-k // SCALE_BLOCK), -(-n // SCALE_BLOCK)
@@ -114,7 +117,7 @@ def _matmul_float8(draw: Draw, operation: Operation, chosen: dict, regime: str, 
         "a_scale": _scale(rng, of_a, exact),
         "b": element_codes(rng, (k, n), chosen["b_format"], exact),
         "b_scale": _scale(rng, of_b, exact),
-        "bias": _bias(rng, chosen, n, exact),
+        "bias": bias_of(rng, chosen, n, exact),
     }
     return Case(operation, chosen, arrays, {"fill": regime, "seed": seed})
 
@@ -128,11 +131,11 @@ def _block_scales(rng: Generator, shape: tuple[int, ...], format: str, spread: i
 
 @draws("matmul_mx", "matmul_nvfp4")
 def _blocks(draw: Draw, operation: Operation, chosen: dict, regime: str, sizes: dict) -> Case:
-    (m, n), block = _mn(draw, sizes), operation.multiples(chosen)["K"]
+    (m, n), block = sizes_mn(draw, sizes), operation.multiples(chosen)["K"]
     k = size(draw, sizes, "K", 257, block)
     seed = draw(SEEDS)
     rng, exact = np.random.default_rng(seed), regime == "exact"
-    arrays: dict[str, np.ndarray | None] = {"bias": _bias(rng, chosen, n, exact)}
+    arrays: dict[str, np.ndarray | None] = {"bias": bias_of(rng, chosen, n, exact)}
     slots = {argument.name: argument for argument in operation.arguments}
     for name, rows in (("a", m), ("b", n)):
         element, scale = (slots[slot].format(chosen) for slot in (name, f"{name}_scale"))
@@ -149,9 +152,9 @@ def _blocks(draw: Draw, operation: Operation, chosen: dict, regime: str, sizes: 
 
 @draws("linear_nf4")
 def _linear_nf4(draw: Draw, operation: Operation, chosen: dict, regime: str, sizes: dict) -> Case:
-    (m, n), block = _mn(draw, sizes), chosen["block_size"]
+    (m, n), block = sizes_mn(draw, sizes), chosen["block_size"]
     k = size(draw, sizes, "K", 257, block)
-    family = "single" if regime == "exact" else one_of(draw, _ACTIVATIONS[regime])
+    family = "single" if regime == "exact" else one_of(draw, ACTIVATIONS[regime])
     seed = draw(SEEDS)
     rng, exact = np.random.default_rng(seed), regime == "exact"
     place = (n, k // block)
@@ -159,7 +162,7 @@ def _linear_nf4(draw: Draw, operation: Operation, chosen: dict, regime: str, siz
         "a": fills.float_codes(activations(rng, (m, k), family), chosen["input_format"]),
         "codes": rng.integers(0, CODEBOOKS[chosen["codebook"]].size, (n, k)).astype(np.uint8),
         "absmax": _scale(rng, place, exact),
-        "bias": np.zeros(n, np.float32) if exact and chosen["has_bias"] else _bias(rng, chosen, n, exact),
+        "bias": np.zeros(n, np.float32) if exact and chosen["has_bias"] else bias_of(rng, chosen, n, exact),
     }
     return Case(operation, chosen, arrays, {"fill": family, "seed": seed})
 
@@ -167,8 +170,8 @@ def _linear_nf4(draw: Draw, operation: Operation, chosen: dict, regime: str, siz
 @draws("matvec_gguf")
 def _matvec_gguf(draw: Draw, operation: Operation, chosen: dict, regime: str, sizes: dict) -> Case:
     fmt = BLOCK_FORMATS[chosen["type"]]
-    (m, n), k = _mn(draw, sizes), size(draw, sizes, "K", 512, fmt.elements)
-    family = "single" if regime == "exact" else one_of(draw, _ACTIVATIONS[regime])
+    (m, n), k = sizes_mn(draw, sizes), size(draw, sizes, "K", 512, fmt.elements)
+    family = "single" if regime == "exact" else one_of(draw, ACTIVATIONS[regime])
     seed = draw(SEEDS)
     rng = np.random.default_rng(seed)
     blocks = of_bytes(rng, n * k // fmt.elements, fmt, bits=1 if regime == "exact" else 11)

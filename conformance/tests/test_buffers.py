@@ -9,7 +9,7 @@ from lowbit_cts.reference.formats import FORMATS, FloatFormat, decode
 
 
 @pytest.mark.parametrize("layout", STEPS)
-@pytest.mark.parametrize("shape", [(), (7,), (3, 5), (1, 1), (0, 4), (4, 0)])
+@pytest.mark.parametrize("shape", [(), (7,), (3, 5), (1, 1), (0, 4), (4, 0), (2, 3, 4, 5), (3, 1, 2), (2, 0, 3, 1)])
 @pytest.mark.parametrize("format", ["float32", "int8", "bfloat16", "float8_e4m3fn", "int32"])
 def test_a_buffer_holds_its_values_between_guards(layout, shape, format):
     buffer = lay_out(shape, format, layout, 0xA5)

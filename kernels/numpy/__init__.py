@@ -5,22 +5,26 @@ import numpy as np
 from lowbit_cts.kernels import Backend
 from lowbit_cts.kernels.numpy import (
     affine,
+    attention,
     binary,
     block_formats,
     casts,
     codebooks,
+    convolution,
     gguf,
     linear,
+    onnx_operators,
     packing,
     products,
     requantization,
     sparse24,
+    structured,
     vector,
 )
 
 backend = Backend("numpy", version=np.__version__, arrays="numpy")
 for family in (
     affine, products, vector, casts, packing, sparse24, requantization, block_formats, codebooks, binary, gguf,
-    linear,
+    linear, structured, onnx_operators, convolution, attention,
 ):  # fmt: skip
     family.register(backend)

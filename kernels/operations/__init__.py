@@ -2,30 +2,38 @@
 
 from lowbit_cts.kernels.operations import (
     affine,
+    attention,
     binary,
     block_formats,
     casts,
     codebooks,
+    convolution,
     gguf,
     linear,
+    onnx_operators,
     packing,
     products,
     requantization,
     sparse24,
+    structured,
     vector,
 )
 
 __all__ = [
     "affine",
+    "attention",
     "binary",
     "block_formats",
     "casts",
     "codebooks",
+    "convolution",
     "gguf",
     "linear",
+    "onnx_operators",
     "packing",
     "products",
     "requantization",
     "sparse24",
+    "structured",
     "vector",
 ]

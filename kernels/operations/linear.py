@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from lowbit_cts.kernels.operation import Argument, Case, Operation, Parameter, Parameters, register
 from lowbit_cts.kernels.semantics import Semantics
 from lowbit_cts.reference import operands
-from lowbit_cts.reference.choices import DequantizeForm
+from lowbit_cts.reference.choices import ActivationQuantization, DequantizeForm
 from lowbit_cts.reference.codebooks import CODEBOOKS
 from lowbit_cts.reference.enclosure import Enclosure
 from lowbit_cts.reference.formats import float_format
@@ -25,23 +25,25 @@ _WIDE = ("float32", "float16", "bfloat16")
 #: Roundings of scales, of a product of two scales, and of a result on its way to the output.
 _EPILOGUE = 4
 
-_INPUT_FORMAT = Parameter(
+INPUT_FORMAT = Parameter(
     ("float16", "bfloat16", "float32"), "the format of a, of the scales of weights in integers, and of y",
     assumed=("float16",),
 )  # fmt: skip
 _OUTPUT_FORMAT = Parameter(_WIDE, "the format of y", assumed=("bfloat16",))
-_HAS_BIAS = Parameter((False, True), "whether a bias is added", assumed=(False,))
+HAS_BIAS = Parameter((False, True), "whether a bias is added", assumed=(False,))
 
-_BIAS = Argument(
+BIAS = Argument(
     "bias", lambda p: "float32", lambda p: ("N",), "float32, (N,), or None", present=lambda p: p["has_bias"]
 )
 
 
-def _result(format: Callable[[Parameters], str]) -> tuple[Argument, ...]:
+def products_result(format: Callable[[Parameters], str]) -> tuple[Argument, ...]:
+    """Return the result of a product, (M, N)."""
     return (Argument("y", format, lambda p: ("M", "N"), "outputs, (M, N)"),)
 
 
-def _multiply_adds(case: Case) -> float:
+def multiply_adds(case: Case) -> float:
+    """Return the multiplications and additions of a product of dense matrices."""
     sizes = case.sizes
     return 2.0 * sizes["M"] * sizes["N"] * sizes["K"]
 
@@ -56,7 +58,7 @@ def _rounded_up(length: str, block: Callable[[Parameters], int | None]) -> Lengt
     return count
 
 
-def _sum(case: Case, semantics: Semantics, a: Operand, b: Operand, groups: int = 0) -> dict[str, Enclosure]:
+def sum_of_products(case: Case, semantics: Semantics, a: Operand, b: Operand, groups: int = 0) -> dict[str, Enclosure]:
     """Return the enclosure of the sums over groups of products, a bias, and one rounding to the output."""
     bias = case.arrays.get("bias")
     output = float_format(case.operation.results[0].format(case.parameters))
@@ -81,7 +83,7 @@ def _weight_only(case: Case, semantics: Semantics) -> dict[str, Enclosure]:
         dequantize_form=semantics.dequantize_form,
     )  # fmt: skip
     a = exactly(case.decoded("a", case.array("a")))
-    return _sum(case, semantics, a, weights, case.sizes.get("P", 0))
+    return sum_of_products(case, semantics, a, weights, case.sizes.get("P", 0))
 
 
 def _weight_only_operation(bits: int, formats: tuple[str, ...]) -> Operation:
@@ -104,9 +106,9 @@ def _weight_only_operation(bits: int, formats: tuple[str, ...]) -> Operation:
                 "group_index", lambda p: "int32", lambda p: ("K",), "int32, (K,): the group of each row, or None",
                 present=lambda p: bool(p.get("act_order")),
             ),
-            _BIAS,
+            BIAS,
         ),
-        results=_result(lambda p: p["input_format"]),
+        results=products_result(lambda p: p["input_format"]),
         parameters={
             "format": Parameter(formats, "the format of the codes", assumed=formats[:1]),
             "granularity": Parameter(
@@ -124,15 +126,15 @@ def _weight_only_operation(bits: int, formats: tuple[str, ...]) -> Operation:
                 (False, True), "whether a group_index says which group a row is of", assumed=(False,),
                 needed=lambda p: p["granularity"] == "group",
             ),
-            "has_bias": _HAS_BIAS,
-            "input_format": _INPUT_FORMAT,
+            "has_bias": HAS_BIAS,
+            "input_format": INPUT_FORMAT,
         },
         semantics=("float_accumulator", "weight_precision", "dequantize_form"),
         evaluate=_weight_only,
         independent=lambda p: ("M", "N"),
         variants=("granularity", "mapping", "act_order"),
         constant=("codes", "scale", "zero_point", "group_index"),
-        work=_multiply_adds,
+        work=multiply_adds,
         derived={"P": _rounded_up("K", lambda p: p["group_size"])},
         weights=("codes",),
         stored=("codes", "scale", "zero_point", "group_index"),
@@ -163,7 +165,7 @@ def _matmul_float8(case: Case, semantics: Semantics) -> dict[str, Enclosure]:
         )
         for name, scaling, axis in zip("ab", scalings, (0, 1), strict=True)
     )  # fmt: skip
-    return _sum(case, semantics, a, b, case.sizes.get("P", 0) if blocked else 0)
+    return sum_of_products(case, semantics, a, b, case.sizes.get("P", 0) if blocked else 0)
 
 
 matmul_float8 = register(
@@ -186,14 +188,14 @@ matmul_float8 = register(
                 lambda p: _B_SCALE[p["scaling"]],
                 "float32: () a tensor, (N,) rows, (ceil(K / 128), ceil(N / 128)) blocks",
             ),
-            _BIAS,
+            BIAS,
         ),
-        results=_result(lambda p: p["output_format"]),
+        results=products_result(lambda p: p["output_format"]),
         parameters={
             "a_format": Parameter(_FLOAT8, "the format of a", assumed=_FLOAT8[:1]),
             "b_format": Parameter(_FLOAT8, "the format of b", assumed=_FLOAT8[:1]),
             "scaling": Parameter(("tensor", "row", "block"), "what shares a scale", assumed=("tensor",)),
-            "has_bias": _HAS_BIAS,
+            "has_bias": HAS_BIAS,
             "output_format": _OUTPUT_FORMAT,
         },
         semantics=("float_accumulator", "weight_precision"),
@@ -201,7 +203,7 @@ matmul_float8 = register(
         independent=lambda p: ("M",) if p["scaling"] == "block" else ("M", "N"),
         variants=("a_format", "scaling"),
         constant=("b", "b_scale"),
-        work=_multiply_adds,
+        work=multiply_adds,
         derived={
             "P": _rounded_up("K", lambda p: SCALE_BLOCK if p["scaling"] == "block" else None),
             "Q": _rounded_up("N", lambda p: SCALE_BLOCK if p["scaling"] == "block" else None),
@@ -228,7 +230,7 @@ def _matmul_mx(case: Case, semantics: Semantics) -> dict[str, Enclosure]:
         )
         for name in ("a", "b")
     )  # fmt: skip
-    return _sum(case, semantics, a, b.T, case.sizes["G"])
+    return sum_of_products(case, semantics, a, b.T, case.sizes["G"])
 
 
 matmul_mx = register(
@@ -239,13 +241,13 @@ matmul_mx = register(
         arguments=(
             *_blocked("a", "M", lambda p: p["a_format"], "float8_e8m0fnu"),
             *_blocked("b", "N", lambda p: p["b_format"], "float8_e8m0fnu"),
-            _BIAS,
+            BIAS,
         ),
-        results=_result(lambda p: p["output_format"]),
+        results=products_result(lambda p: p["output_format"]),
         parameters={
             "a_format": Parameter(MX_FORMATS, "the format of a's elements", assumed=MX_FORMATS[:1]),
             "b_format": Parameter(MX_FORMATS, "the format of b's elements", assumed=MX_FORMATS[:1]),
-            "has_bias": _HAS_BIAS,
+            "has_bias": HAS_BIAS,
             "output_format": _OUTPUT_FORMAT,
         },
         semantics=("float_accumulator",),
@@ -253,7 +255,7 @@ matmul_mx = register(
         independent=lambda p: ("M", "N"),
         variants=("a_format",),
         constant=("b", "b_scale"),
-        work=_multiply_adds,
+        work=multiply_adds,
         derived={"G": _whole_blocks(MX_BLOCK)},
         multiples=lambda p: {"K": MX_BLOCK},
     )
@@ -265,7 +267,7 @@ def _matmul_nvfp4(case: Case, semantics: Semantics) -> dict[str, Enclosure]:
         operands.nvfp4_matrix(case.array(name), case.array(f"{name}_scale"), case.array(f"{name}_global_scale"))
         for name in ("a", "b")
     )
-    return _sum(case, semantics, a, b.T, case.sizes["G"])
+    return sum_of_products(case, semantics, a, b.T, case.sizes["G"])
 
 
 _GLOBAL = "float32, (): what the blocks' scales are multiplied by"
@@ -280,16 +282,16 @@ matmul_nvfp4 = register(
             Argument("a_global_scale", lambda p: "float32", lambda p: (), _GLOBAL),
             *_blocked("b", "N", lambda p: "float4_e2m1fn", "float8_e4m3fn"),
             Argument("b_global_scale", lambda p: "float32", lambda p: (), _GLOBAL),
-            _BIAS,
+            BIAS,
         ),
-        results=_result(lambda p: p["output_format"]),
-        parameters={"has_bias": _HAS_BIAS, "output_format": _OUTPUT_FORMAT},
+        results=products_result(lambda p: p["output_format"]),
+        parameters={"has_bias": HAS_BIAS, "output_format": _OUTPUT_FORMAT},
         semantics=("float_accumulator",),
         evaluate=_matmul_nvfp4,
         independent=lambda p: ("M", "N"),
         variants=("output_format",),
         constant=("b", "b_scale", "b_global_scale"),
-        work=_multiply_adds,
+        work=multiply_adds,
         derived={"G": _whole_blocks(NVFP4_BLOCK)},
         multiples=lambda p: {"K": NVFP4_BLOCK},
         stored=("b", "b_scale", "b_global_scale"),
@@ -309,7 +311,7 @@ def _linear_nf4(case: Case, semantics: Semantics) -> dict[str, Enclosure]:
         activations=chosen["input_format"], weight_precision=semantics.weight_precision,
     )  # fmt: skip
     a = exactly(case.decoded("a", case.array("a")))
-    return _sum(case, semantics, a, weights.T, case.sizes["G"])
+    return sum_of_products(case, semantics, a, weights.T, case.sizes["G"])
 
 
 linear_nf4 = register(
@@ -321,23 +323,23 @@ linear_nf4 = register(
             Argument("a", lambda p: p["input_format"], lambda p: ("M", "K"), "activations, (M, K)"),
             Argument("codes", lambda p: "uint4", lambda p: ("N", "K"), "weight codes, one an element, (N, K)"),
             Argument("absmax", lambda p: "float32", lambda p: ("N", "G"), "float32, (N, K / block_size)"),
-            _BIAS,
+            BIAS,
         ),
-        results=_result(lambda p: p["input_format"]),
+        results=products_result(lambda p: p["input_format"]),
         parameters={
             "codebook": Parameter(_CODEBOOKS, "the values by code", assumed=("nf4",)),
             "block_size": Parameter(
                 (64, 128, 32), "neighbours in a row that share an absmax", assumed=(64, 128, 32), open=True
             ),
-            "has_bias": _HAS_BIAS,
-            "input_format": _INPUT_FORMAT,
+            "has_bias": HAS_BIAS,
+            "input_format": INPUT_FORMAT,
         },
-        semantics=("float_accumulator", "weight_precision"),
+        semantics=("float_accumulator", "weight_precision", "part_precision"),
         evaluate=_linear_nf4,
         independent=lambda p: ("M", "N"),
         variants=("codebook",),
         constant=("codes", "absmax"),
-        work=_multiply_adds,
+        work=multiply_adds,
         derived={"G": lambda sizes, p: sizes["K"] // p["block_size"] if "K" in sizes else None},
         multiples=lambda p: {"K": p["block_size"]},
         weights=("codes",),
@@ -347,12 +349,23 @@ linear_nf4 = register(
 
 
 def _matvec_gguf(case: Case, semantics: Semantics) -> dict[str, Enclosure]:
+    if semantics.activation_quantization is ActivationQuantization.GGML:
+        return _matvec_ggml(case, semantics)
     weights = operands.gguf_weights(
         case.array("blocks"), type=case.parameters["type"], activations="float32",
         weight_precision=semantics.weight_precision, dequantize_form=semantics.dequantize_form,
     )  # fmt: skip
     groups = weights.values.shape[1] // block_format(case.parameters["type"]).group
-    return _sum(case, semantics, exactly(case.array("a")), weights.T, groups)
+    return sum_of_products(case, semantics, exactly(case.array("a")), weights.T, groups)
+
+
+def _matvec_ggml(case: Case, semantics: Semantics) -> dict[str, Enclosure]:
+    a, weights = operands.ggml_factors(case.array("a"), case.array("blocks"), type=case.parameters["type"])
+    sums = inner_products(a, weights.T)
+    groups = case.sizes["K"] // block_format(case.parameters["type"]).group
+    # Of activations that are NaN or infinite nothing is said, nor of sums beyond float16.
+    output = float_format("float32")
+    return {"y": enclosed(sums, semantics.float_accumulator, output, _EPILOGUE + groups, propagates=False)}
 
 
 def _bytes_in_row(sizes: Sizes, parameters: Parameters) -> int | None:
@@ -369,14 +382,14 @@ matvec_gguf = register(
             Argument("a", lambda p: "float32", lambda p: ("M", "K"), "activations, (M, K)"),
             Argument("blocks", lambda p: "uint8", lambda p: ("N", "B"), "bytes of blocks, row by row, (N, B)"),
         ),
-        results=_result(lambda p: "float32"),
+        results=products_result(lambda p: "float32"),
         parameters={"type": Parameter(tuple(BLOCK_FORMATS), "the block format, by ggml's name", assumed=("Q4_0",))},
-        semantics=("float_accumulator", "weight_precision", "dequantize_form"),
+        semantics=("float_accumulator", "weight_precision", "dequantize_form", "activation_quantization"),
         evaluate=_matvec_gguf,
         independent=lambda p: ("M", "N"),
         variants=("type",),
         constant=("blocks",),
-        work=_multiply_adds,
+        work=multiply_adds,
         derived={"B": _bytes_in_row},
         multiples=lambda p: {"K": block_format(p["type"]).elements, "B": block_format(p["type"]).bytes},
         weights=(),

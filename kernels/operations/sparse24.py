@@ -10,21 +10,24 @@ from lowbit_cts.reference.enclosure import Enclosure, determined
 from lowbit_cts.reference.formats import FORMATS, decode
 from lowbit_cts.reference.packing import sparse24 as reference
 
+METADATA_ORDER = Parameter(
+    ("row", "cutlass"), "row after row, or as CUTLASS's kernels for sm_80 load them", assumed=("row",)
+)
+#: Formats in which sparse matrices are multiplied.
+FORMAT_OF_SUMS = Parameter(("float16", "bfloat16", "int8"), "the format of the elements", assumed=("float16",))
 _PARAMETERS = {
     "format": Parameter(
         ("float16", "bfloat16", "int8", "float8_e4m3fn", "float8_e5m2"),
         "the format of the elements",
         assumed=("float16",),
     ),
-    "metadata_order": Parameter(
-        ("row", "cutlass"), "row after row, or as CUTLASS's kernels for sm_80 load them", assumed=("row",)
-    ),
+    "metadata_order": METADATA_ORDER,
 }
 _DENSE = Argument(
     "x", lambda p: p["format"], lambda p: ("M", "K"), "matrix (M, K) of which each four in a row hold at most 2 numbers"
 )
-_VALUES = Argument("values", lambda p: p["format"], lambda p: ("M", "H"), "the elements at the indices, (M, K / 2)")
-_METADATA = Argument(
+VALUES = Argument("values", lambda p: p["format"], lambda p: ("M", "H"), "the elements at the indices, (M, K / 2)")
+METADATA = Argument(
     "metadata",
     lambda p: reference.metadata_word(p["format"]).name,
     lambda p: ("M", "W"),
@@ -32,16 +35,16 @@ _METADATA = Argument(
 )
 
 
-def _covered(parameters: Parameters) -> int:
+def covered(parameters: Parameters) -> int:
     """Return how many elements of a dense row a word of metadata covers."""
     return 8 * reference.metadata_word(parameters["format"]).itemsize
 
 
-def _whole(symbol: str, share: int) -> Callable[[Parameters], Mapping[str, int]]:
+def whole(symbol: str, share: int) -> Callable[[Parameters], Mapping[str, int]]:
     """Return the axes that must be whole; CUTLASS's order moves words in blocks of rows and pairs of columns."""
 
     def multiples(parameters: Parameters) -> Mapping[str, int]:
-        columns = _covered(parameters) // share
+        columns = covered(parameters) // share
         if parameters["metadata_order"] == "row":
             return {symbol: columns}
         rows = reference.REORDERED_ROWS[reference.metadata_word(parameters["format"]).itemsize]
@@ -69,12 +72,16 @@ def _compress(case: Case, semantics: Semantics) -> dict[str, Enclosure]:
     return found
 
 
-def _decompress(case: Case, semantics: Semantics) -> dict[str, Enclosure]:
-    format, metadata = case.parameters["format"], case.array("metadata")
+def stored(case: Case) -> np.ndarray:
+    """Return the codes of the dense matrix that values and metadata store."""
+    metadata = case.array("metadata")
     if case.parameters["metadata_order"] == "cutlass":
         metadata = reference.restore_metadata(metadata)
-    dense = reference.decompress(case.array("values"), metadata, format=format)
-    return {"x": determined(decode(dense, FORMATS[format]), signed_zero=True)}
+    return reference.decompress(case.array("values"), metadata, format=case.parameters["format"])
+
+
+def _decompress(case: Case, semantics: Semantics) -> dict[str, Enclosure]:
+    return {"x": determined(decode(stored(case), FORMATS[case.parameters["format"]]), signed_zero=True)}
 
 
 compress_sparse24 = register(
@@ -83,7 +90,7 @@ compress_sparse24 = register(
         summary="a 2:4 sparse matrix as values and metadata",
         source="Mishra et al., arXiv:2104.08378; PTX ISA, sparse matrix storage; CUTLASS, host_reorder.h",
         arguments=(_DENSE,),
-        results=(_VALUES, _METADATA),
+        results=(VALUES, METADATA),
         parameters=_PARAMETERS,
         semantics=("index_completion",),
         evaluate=_compress,
@@ -92,9 +99,9 @@ compress_sparse24 = register(
         work=lambda case: float(case.array("x").size),
         derived={
             "H": lambda sizes, p: sizes["K"] // 2 if "K" in sizes else None,
-            "W": lambda sizes, p: sizes["K"] // _covered(p) if "K" in sizes else None,
+            "W": lambda sizes, p: sizes["K"] // covered(p) if "K" in sizes else None,
         },
-        multiples=_whole("K", 1),
+        multiples=whole("K", 1),
         weights=("x",),
         stored=("values", "metadata"),
     )
@@ -105,7 +112,7 @@ decompress_sparse24 = register(
         name="decompress_sparse24",
         summary="values and metadata of a 2:4 sparse matrix as a dense one, +0 where nothing is stored",
         source="Mishra et al., arXiv:2104.08378; PTX ISA, sparse matrix storage; CUTLASS, host_reorder.h",
-        arguments=(_VALUES, _METADATA),
+        arguments=(VALUES, METADATA),
         results=(_DENSE,),
         parameters=_PARAMETERS,
         semantics=(),
@@ -114,10 +121,10 @@ decompress_sparse24 = register(
         variants=("format", "metadata_order"),
         work=lambda case: 2.0 * case.array("values").size,
         derived={
-            "W": lambda sizes, p: 2 * sizes["H"] // _covered(p) if "H" in sizes else None,
+            "W": lambda sizes, p: 2 * sizes["H"] // covered(p) if "H" in sizes else None,
             "K": lambda sizes, p: 2 * sizes["H"] if "H" in sizes else None,
         },
-        multiples=_whole("H", 2),
+        multiples=whole("H", 2),
         weights=("x",),
         stored=("values", "metadata"),
     )

@@ -8,6 +8,8 @@ pytest.importorskip("onnxruntime")
 
 from lowbit_cts.kernels import Case
 from lowbit_cts.kernels.adapters import onnxruntime as adapter
+from lowbit_cts.kernels.adapters.onnxruntime import affine, products
+from lowbit_cts.kernels.adapters.onnxruntime.sessions import TYPES, run, session
 from lowbit_cts.reference.casts import cast_float
 from lowbit_cts.reference.encoding import encode
 from lowbit_cts.reference.formats import FLOAT8_FORMATS, FORMATS, decode, float_format, integer_format
@@ -104,13 +106,13 @@ def test_a_block_that_does_not_divide_the_row_is_refused_here_not_upstream():
     arrays = np.zeros((1, 6), np.float32), np.ones((1, 2), np.float32), np.zeros((1, 2), np.int32)
     out = np.empty((1, 6), np.int8)
     with pytest.raises(ValueError, match="4 does not divide 6 columns"):
-        adapter.quantize(*arrays, format="int8", granularity="group", axis=None, group_size=4, out=out)
+        affine.quantize(*arrays, format="int8", granularity="group", axis=None, group_size=4, out=out)
 
 
 def test_a_scale_of_another_type_is_refused():
     arrays = np.zeros((1, 6), np.float32), np.float64(1), np.int32(0)
     with pytest.raises(Exception, match="Unexpected input data type"):
-        adapter.quantize(*arrays, format="int8", granularity="tensor", axis=None, group_size=None,
+        affine.quantize(*arrays, format="int8", granularity="tensor", axis=None, group_size=None,
                          out=np.empty((1, 6), np.int8))  # fmt: skip
 
 
@@ -146,14 +148,14 @@ def test_a_product_of_nothing_is_not_written(name):
 
 @pytest.mark.parametrize(("flags", "suffix"), [("avx2 avx512bw", True), ("avx2 avx_vnni", False)])
 def test_products_are_told_apart_by_what_the_processor_has(monkeypatch, flags, suffix):
-    monkeypatch.setattr(adapter.platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(adapter.Path, "exists", lambda self: True)
-    monkeypatch.setattr(adapter.Path, "read_text", lambda self: f"flags : {flags}\n")
-    assert adapter._adds_pairs_in_16_bits() is suffix
+    monkeypatch.setattr(products.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(products.Path, "exists", lambda self: True)
+    monkeypatch.setattr(products.Path, "read_text", lambda self: f"flags : {flags}\n")
+    assert products.adds_pairs_in_16_bits() is suffix
 
 
 def test_pairs_of_products_do_not_saturate_where_there_is_vnni():
-    exact = not adapter._adds_pairs_in_16_bits()
+    exact = not products.adds_pairs_in_16_bits()
     name = "MatMulInteger_u8s8" if exact else "MatMulInteger_u8s8_without_vnni"
     arrays = {"a": np.full((1, 2), 255, np.uint8), "b": np.full((2, 1), 127, np.int8)}
     values, admissible = one(returned("matmul_int8", name, arrays))
@@ -166,16 +168,16 @@ def test_a_scale_of_one_axis_is_one_a_column_of_the_outputs():
     inputs = (("A", "int8", ("M", "K")), ("B", "int8", ("K", "N")), ("a_scale", "float32", ("M",)),
               ("b_scale", "float32", ()))  # fmt: skip
     outputs = (("Y", "float32", ("M", "N")),)
-    session = adapter._session("MatMulIntegerToFloat", inputs, outputs, domain="com.microsoft")
+    made = session("MatMulIntegerToFloat", inputs, outputs, domain="com.microsoft")
     for columns in (2, 3):
         arrays = np.ones((2, 4), np.int8), np.ones((4, columns), np.int8), np.array([1, 2], np.float32), np.float32(1)
         y = np.empty((2, columns), np.float32)
         if columns == 2:
-            adapter._run(session, dict(zip(inputs, arrays, strict=True)), {outputs[0]: y})
+            run(made, dict(zip(inputs, arrays, strict=True)), {outputs[0]: y})
             assert y.tolist() == [[4, 8], [4, 8]]
         else:
             with pytest.raises(Exception, match="2 by 3"):
-                adapter._run(session, dict(zip(inputs, arrays, strict=True)), {outputs[0]: y})
+                run(made, dict(zip(inputs, arrays, strict=True)), {outputs[0]: y})
 
 
 @pytest.mark.parametrize(("input_format", "match"), [("bfloat16", "NOT_IMPLEMENTED"), ("float16", "type mismatch")])
@@ -184,8 +186,8 @@ def test_sixteen_bit_inputs_with_a_float32_scale_are_refused(input_format, match
     outputs = (("y", "int8", ("N",)),)
     arrays = np.zeros(3, FORMATS[input_format].carrier), np.float32(1), np.int8(0)
     with pytest.raises(Exception, match=match):
-        adapter._run(
-            adapter._session("QuantizeLinear", inputs, outputs),
+        run(
+            session("QuantizeLinear", inputs, outputs),
             dict(zip(inputs, arrays, strict=True)),
             {outputs[0]: np.empty(3, np.int8)},
         )
@@ -247,8 +249,8 @@ def test_every_small_code_widens(source, target):
 def test_casts_to_e8m0_have_a_rule_of_their_own(saturate, round_mode, codes):
     """The two columns of ONNX Cast's table: 0, what lies below 2**-127, -1, 1.5 and Inf; so they are not declared."""
     inputs, outputs = (("input", "float32", ("N",)),), (("output", "float8_e8m0fnu", ("N",)),)
-    attributes = (("to", adapter._TYPES["float8_e8m0fnu"]), ("saturate", saturate), ("round_mode", round_mode))
+    attributes = (("to", TYPES["float8_e8m0fnu"]), ("saturate", saturate), ("round_mode", round_mode))
     x = np.array([0.0, 2.0**-128, -1.0, 1.5, INF], np.float32)
     y = np.empty(x.shape, np.uint8)
-    adapter._run(adapter._session("Cast", inputs, outputs, attributes), {inputs[0]: x}, {outputs[0]: y})
+    run(session("Cast", inputs, outputs, attributes), {inputs[0]: x}, {outputs[0]: y})
     assert y.tolist() == codes

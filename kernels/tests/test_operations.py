@@ -10,18 +10,25 @@ from lowbit_cts.reference.encoding import encode
 from lowbit_cts.reference.formats import FORMATS, IntegerFormat
 
 #: Four groups of eight in a row; one nested block; codebooks of seven values; halves and words of a row.
-SIZES = {"M": 6, "K": 32, "N": 5, "G": 4, "B": 1, "C": 7, "H": 16, "V": 3, "W": 9}
+SIZES = {
+    "M": 6, "K": 32, "N": 5, "G": 4, "B": 1, "C": 7, "R": 3, "H": 16, "V": 3, "W": 9, "R": 3, "S": 6, "Q": 3, "D": 10, "E": 11,
+}  # fmt: skip
 #: Arguments that are codes, and fewer than their format has.
 FEWER_CODES = {("update_codebook", "codes"): SIZES["C"], ("pack_codes", "codes"): 16}
 #: Arguments of which not any numbers will do, and what makes those that will of any.
 ADMISSIBLE = {
     **{(name, "group_index"): lambda x: x & 3 for name in ("matmul_w4a16", "matmul_w8a16")},
+    ("matmul_sparse24", "metadata"): lambda x: np.full(x.nbytes, 0x4E, np.uint8).view(x.dtype).reshape(x.shape),
+    ("matmul_llm_int8", "absmax"): lambda x: np.abs(x) + 1,
     ("matvec_gguf", "blocks"): lambda x: x & 0x3F,  # no float16 is infinite
+    ("attention_paged", "block_table"): lambda x: x & 3,
+    ("attention_paged", "context_lengths"): lambda x: x & 7,
+    ("attention_paged", "soft_cap"): lambda x: np.abs(x) + 1,
     ("compress_sparse24", "x"): lambda x: np.where(np.arange(x.shape[1]) % 4 < 2, x, 0),
     ("decompress_sparse24", "metadata"): lambda x: np.full(x.nbytes, 0x4E, np.uint8).view(x.dtype).reshape(x.shape),
 }
 #: Operations without a value for an empty set.
-NOT_OF_NOTHING = ("choose_qparams_affine", "binarize", "ternarize")
+NOT_OF_NOTHING = ("choose_qparams_affine", "binarize", "ternarize", "dynamic_quantize_linear")
 
 
 def length(operation: Operation, symbol: str, parameters: dict) -> int:
@@ -137,6 +144,11 @@ BYTES = [  # operation, parameters, bytes: M 6, K 32, N 5, G 4
     ("matmul_w8a8", {}, 6 * 32 + 4 * 6 + 4 * 6 + 32 * 5 + 4 * 5 + 4 * 5 + 4 * 6 * 5),
     ("matmul_w8a8", {"has_bias": False, "activation_granularity": "tensor", "weight_granularity": "tensor",
                      "output_format": "float16"}, 6 * 32 + 4 + 4 + 32 * 5 + 4 + 2 * 6 * 5),
+    ("matmul_integer", {"weight_granularity": "channel"}, 6 * 32 + 4 + 32 * 5 + 4 * 5 + 4 * 6 * 5),
+    ("qlinear_matmul", {"activation_granularity": "token"}, 6 * 32 + 8 * 6 + 32 * 5 + 8 + 8 + 6 * 5),
+    ("dynamic_quantize_linear", {}, 4 * 6 * 32 + 6 * 32 + 4 + 4),
+    ("conv2d_int8", {"pads": (1, 1, 1, 1), "strides": (2, 1), "has_bias": True},  # (6, 7, 16, 9) by (5, 7, 3, 6)
+     6 * 7 * 16 * 9 + 8 + 5 * 7 * 18 + 8 * 5 + 8 + 4 * 5 + 6 * 5 * 8 * 6),
     ("quantize_affine", {}, 4 * 6 * 32 + 4 + 4 + 6 * 32),
     ("quantize_affine", {"format": "int4", "input_format": "bfloat16", "granularity": "group", "group_size": 8},
      2 * 6 * 32 + 4 * 6 * 4 + 4 * 6 * 4 + 6 * 32 / 2),
@@ -170,6 +182,22 @@ BYTES = [  # operation, parameters, bytes: M 6, K 32, N 5, G 4
     ("quantize_nvfp4", {"input_format": "float16"}, 2 * 6 * 32 + 4 + 6 * 32 / 2 + 6 * 2),
     ("dequantize_nvfp4", {"levels": "one"}, 6 * 32 / 2 + 6 * 2 + 4 * 6 * 32),
     ("quantize_gguf", {}, 4 * 6 * 32 + 6 * 18),
+    ("attention_paged", {"block_size": 8, "cache_format": "int8", "grouped": True},
+     2 * 6 * 3 * 16 * (10 + 11) + 7 * 8 * 4 * (10 + 11) + 4 * (6 + 6 + 3)),
+    ("matmul_w4a16", {"group_size": 8}, 2 * 6 * 32 + 32 * 5 / 2 + 2 * 4 * 5 + 2 * 6 * 5),
+    ("matmul_w4a16", {"group_size": 8, "mapping": "asymmetric", "act_order": True, "has_bias": True},
+     2 * 6 * 32 + 32 * 5 / 2 + 2 * 4 * 5 + 4 * 4 * 5 + 4 * 32 + 4 * 5 + 2 * 6 * 5),
+    ("matmul_w8a16", {"granularity": "channel", "input_format": "float32"}, 4 * 6 * 32 + 32 * 5 + 4 * 5 + 4 * 6 * 5),
+    ("matmul_sparse24", {}, 2 * 6 * 32 * 9 / 16 + 2 * 32 * 5 + 2 * 6 * 5),
+    ("linear_low_rank", {}, 2 * (6 * 32 + 32 * 3 + 3 * 5 + 6 * 5)),
+    ("linear_lora", {"input_format": "float32"}, 4 * (6 * 32 + 32 * 5 + 32 * 3 + 3 * 5 + 1 + 6 * 5)),
+    ("matmul_llm_int8", {}, 2 * 6 * 32 + 5 * 32 + 4 * 5 + 2 * 6 * 5),
+    ("matmul_float8", {}, 6 * 32 + 4 + 32 * 5 + 4 + 2 * 6 * 5),
+    ("matmul_float8", {"scaling": "block"}, 6 * 32 + 4 * 6 + 32 * 5 + 4 + 2 * 6 * 5),
+    ("matmul_mx", {"b_format": "float4_e2m1fn"}, 6 * 32 + 6 + 5 * 32 / 2 + 5 + 2 * 6 * 5),
+    ("matmul_nvfp4", {}, 6 * 32 / 2 + 6 * 2 + 4 + 5 * 32 / 2 + 5 * 2 + 4 + 2 * 6 * 5),
+    ("linear_nf4", {"block_size": 8}, 2 * 6 * 32 + 5 * 32 / 2 + 4 * 5 * 4 + 2 * 6 * 5),
+    ("matvec_gguf", {}, 4 * 6 * 32 + 5 * 18 + 4 * 6 * 5),
     ("dequantize_gguf", {"type": "Q6_K", "output_format": "float16"}, 6 * 210 + 2 * 6 * 256),
 ]  # fmt: skip
 

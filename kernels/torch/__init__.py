@@ -11,16 +11,21 @@ import torch
 from lowbit_cts.kernels import Backend, Division, Semantics
 from lowbit_cts.kernels.torch import (
     affine,
+    attention,
     binary,
     block_formats,
     casts,
     codebooks,
+    convolution,
     gguf,
     linear,
+    linear_native,
+    onnx_operators,
     packing,
     products,
     requantization,
     sparse24,
+    structured,
     vector,
 )
 from lowbit_cts.kernels.torch.build import compiled, eager
@@ -38,7 +43,23 @@ def _eager(name: str, device: str) -> Backend:
         family.register_composed(backend, eager, Semantics())
     casts.register(backend, eager)
     sparse24.register_native(backend)
-    for family in (packing, sparse24, requantization, block_formats, codebooks, binary, gguf, linear):
+    convolution.register_native(backend)
+    linear_native.register_native(backend)
+    attention.register_native(backend)
+    attention.register_composed(backend, eager, Semantics())
+    for family in (
+        packing,
+        sparse24,
+        requantization,
+        block_formats,
+        codebooks,
+        binary,
+        gguf,
+        linear,
+        structured,
+        onnx_operators,
+        convolution,
+    ):
         family.register_composed(backend, eager, Semantics())
     return backend
 
@@ -50,7 +71,20 @@ def _compiled(name: str, device: str) -> Backend:
     for family in (affine, products, vector):
         family.register_composed(backend, compiled, arithmetic)
     casts.register(backend, compiled)
-    for family in (packing, sparse24, requantization, block_formats, codebooks, binary, gguf, linear):
+    attention.register_composed(backend, compiled, arithmetic)
+    for family in (
+        packing,
+        sparse24,
+        requantization,
+        block_formats,
+        codebooks,
+        binary,
+        gguf,
+        linear,
+        structured,
+        onnx_operators,
+        convolution,
+    ):
         family.register_composed(backend, compiled, arithmetic)
     return backend
 

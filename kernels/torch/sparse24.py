@@ -1,5 +1,7 @@
 """2:4 sparse matrices in torch: the conversions beside SparseSemiStructuredTensor, and plain gathers and shifts."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.sparse import _semi_structured_conversions as conversions
@@ -49,6 +51,15 @@ def _decompress(values: Tensor, metadata: Tensor, cutlass: bool) -> Tensor:
     return dense.scatter(-1, pairs, split(values, -1, 2)).flatten(-2)
 
 
+def decompress_bits(values: Tensor, metadata: Tensor, metadata_order: str, kernel: Callable = _decompress) -> Tensor:
+    """Return the dense matrix by a kernel that moves its bits; ValueError where the shapes do not belong together."""
+    rows, half = values.shape
+    if metadata.shape != (rows, half // (4 * metadata.dtype.itemsize)) or half % (4 * metadata.dtype.itemsize):
+        raise ValueError(f"metadata: have shape {tuple(metadata.shape)}, values {tuple(values.shape)}")
+    bits = values.view(_BITS[values.dtype.itemsize])
+    return kernel(bits, metadata, metadata_order == "cutlass").view(values.dtype)
+
+
 def register_native(backend: Backend) -> None:
     """Register torch's conversions to and from CUTLASS's layout, plain tensor code behind the sparse tensor type."""
     # They view their arguments, which strided memory does not allow.
@@ -79,8 +90,4 @@ def register_composed(backend: Backend, build: Build, arithmetic: Semantics) -> 
 
     @backend.implements("decompress_sparse24", name="composed", supports=supports)
     def decompress(values: Tensor, metadata: Tensor, *, metadata_order: str) -> Tensor:
-        rows, half = values.shape
-        if metadata.shape != (rows, half // (4 * metadata.dtype.itemsize)) or half % (4 * metadata.dtype.itemsize):
-            raise ValueError(f"metadata: have shape {tuple(metadata.shape)}, values {tuple(values.shape)}")
-        bits = values.view(_BITS[values.dtype.itemsize])
-        return decompress_(bits, metadata, metadata_order == "cutlass").view(values.dtype)
+        return decompress_bits(values, metadata, metadata_order, decompress_)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lowbit_cts.reports.evidence import Ceiling, Measurement, ModelAccuracy, Run, Verdict
+from lowbit_cts.reports.evidence import Ceiling, Fingerprint, Measurement, ModelAccuracy, Run, Verdict
 
 COMMON: dict[str, Any] = {"run": "r1", "time": "2025-01-01T00:00:00.000000+00:00"}
 KERNEL: dict[str, Any] = {
@@ -97,4 +97,18 @@ def model():
         bits_per_weight=32,
         layer_mse={"fc1": 0.0, "fc2": 0.0},
         layer_weight_mse={"fc1": 0.0},
+    )
+
+
+@pytest.fixture
+def fingerprint():
+    return Fingerprint(
+        **COMMON,
+        **KERNEL,
+        operation="matmul_w4a16",
+        semantics={},
+        parameters={"format": "uint4", "group_size": 32, "input_format": "float16"},
+        shape={"M": 16, "N": 16, "K": 64},
+        findings={"order": "sequential", "accumulator bits": "24", "NaN": "not determined"},
+        reasons={"NaN": "no NaN"},
     )

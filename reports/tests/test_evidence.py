@@ -13,7 +13,17 @@ import numpy as np
 import pytest
 
 from lowbit_cts.reports import evidence
-from lowbit_cts.reports.evidence import Ceiling, FormatAccuracy, Measurement, ModelAccuracy, Run, Verdict, append, read
+from lowbit_cts.reports.evidence import (
+    Ceiling,
+    Fingerprint,
+    FormatAccuracy,
+    Measurement,
+    ModelAccuracy,
+    Run,
+    Verdict,
+    append,
+    read,
+)
 
 TIME = "2025-01-01T00:00:00.000000+00:00"
 RUN = Run(run="r", time=TIME, suite_version="0.1", command=["pytest"], profile="smoke", device={}, environment={})
@@ -79,6 +89,22 @@ FORMAT = FormatAccuracy(
     decode={},
 )
 
+FINGERPRINT = Fingerprint(
+    run="r",
+    time=TIME,
+    device="cpu",
+    backend="acme",
+    backend_version="1",
+    operation="matmul_w4a16",
+    implementation="mm",
+    semantics={"float_accumulator": "float32"},
+    parameters={"format": "uint4", "group_size": None},
+    shape={"M": 1, "N": 16, "K": 64},
+    findings={"order": "sequential", "NaN": "not determined"},
+    reasons={"NaN": "int8 has no NaN"},
+    tree="((0 1) 2)",
+)
+
 # Appends lines long enough that a kill meets one in its write, until killed or until it has written `count`.
 WRITER = """
 import sys
@@ -105,7 +131,7 @@ def path(tmp_path):
 
 
 def test_every_kind_is_read_as_it_was_written(path):
-    records = (RUN, VERDICT, MEASUREMENT, CEILING, MODEL, FORMAT)
+    records = (RUN, VERDICT, MEASUREMENT, CEILING, MODEL, FORMAT, FINGERPRINT)
     for record in records:
         append(path, record)
     assert read(path) == evidence.Evidence(records, torn=0)

@@ -275,3 +275,43 @@ def test_libraries_are_columns_and_refusals_no_entries(verdict):
     table = tables.library_matrix(records)
     assert table.headers == ("device", "operation", "acme 1", "b 1")
     assert table.rows == (("cpu-x", "quantize_affine", "1 waived, 1 exact", "1 faithful"),)
+
+
+def test_fingerprints_have_a_row_a_product_and_a_column_a_finding(fingerprint):
+    vector = replace(fingerprint, shape={"M": 1, "N": 16, "K": 64}, findings={"order": "pairwise", "run": "same"})
+    table = tables.fingerprints([fingerprint, replace(fingerprint, backend="aaa"), vector])
+    assert table.headers[-4:] == ("order", "run", "accumulator bits", "NaN")
+    assert table.column("shape") == ("M=1 N=16 K=64", "M=16 N=16 K=64", "M=16 N=16 K=64")
+    assert table.column("backend") == ("acme", "aaa", "acme")
+    assert table.column("order") == ("pairwise", "sequential", "sequential")
+    assert table.column("accumulator bits") == ("", "24", "24")
+    assert table.column("parameters") == ("format=uint4 input_format=float16",) * 3
+    assert set(table.secondary) <= set(table.headers)
+
+
+def test_fingerprints_differ_in_their_findings_alone(fingerprint):
+    other = replace(fingerprint, findings={**fingerprint.findings, "order": "pairwise"}, reasons={}, seconds=9.0)
+    assert tables.fingerprint_differences([fingerprint], [replace(fingerprint, reasons={}, time="later")]).rows == ()
+    table = tables.fingerprint_differences([fingerprint], [other])
+    assert [row[-5:] for row in table.rows] == [("acme/fast", "acme/fast", "order", "sequential", "pairwise")]
+
+
+def test_fingerprints_are_compared_by_name_first_and_then_all_with_all(fingerprint):
+    def called(backend, name, order):
+        return replace(fingerprint, backend=backend, implementation=name, findings={"order": order})
+
+    def compared(one, other):
+        return [row[3:5] for row in tables.fingerprint_differences(one, other).rows]
+
+    a, b = called("a", "x", "1"), called("a", "y", "2")
+    assert compared([a, b], [called("b", "y", "3"), called("b", "x", "4")]) == [("a/x", "b/x"), ("a/y", "b/y")]
+    assert compared([a, b], [called("b", "z", "5")]) == [("a/x", "b/z"), ("a/y", "b/z")]
+    assert compared([a, b], [called("b", "x", "1")]) == []
+
+
+def test_a_fingerprint_without_counterpart_is_a_difference(fingerprint):
+    table = tables.fingerprint_differences([fingerprint], [replace(fingerprint, shape={"M": 1, "N": 16, "K": 64})])
+    assert [row[3:] for row in table.rows] == [
+        ("acme/fast", "", "(probed)", "yes", ""),
+        ("", "acme/fast", "(probed)", "", "yes"),
+    ]

@@ -2,13 +2,18 @@
 
 from lowbit_cts.benches.workloads.builders import (  # noqa: F401  (fill BUILDERS)
     affine,
+    attention,
     binary,
     block_formats,
     casts,
     codebooks,
+    convolution,
     gguf,
+    linear,
+    onnx_operators,
     packing,
     products,
     requantization,
+    structured,
     vector,
 )

@@ -1,0 +1,115 @@
+"""Linear layers in factors: low rank, and LoRA beside a dense layer or merged into it.
+
+References
+----------
+.. [1] E. J. Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685, eq. (3):
+   y = x W + (alpha / r) (x A) B.
+.. [2] C. Eckart, G. Young, "The approximation of one matrix by another of lower rank", Psychometrika 1, 1936.
+"""
+
+import numpy as np
+
+from lowbit_cts.reference.accumulators import Accumulator
+from lowbit_cts.reference.choices import LoraForm, WeightPrecision, takes_choices
+from lowbit_cts.reference.enclosure import Enclosure, representable
+from lowbit_cts.reference.formats import FloatFormat, float_format
+from lowbit_cts.reference.sums import Operand, Sums, enclosed, exactly, inner_products, rounded
+
+_FLOAT32 = float_format("float32")
+#: Roundings, in the accumulator, of the scaling and of the sum of both paths.
+_STEPS = 3
+
+
+def _summed(sums: Sums, accumulator: Accumulator, kept: FloatFormat) -> Operand:
+    """Return sums as the operand of a further product: added in an accumulator, and kept in a format."""
+    exact = accumulator.exact(sums.magnitude, sums.quantum) & representable(sums.value, kept)
+    adding = accumulator.error(sums.terms, sums.length, sums.magnitude + sums.error, 1)
+    error = sums.error + np.where(exact, 0.0, adding)
+    found = Operand(sums.value, np.abs(sums.value) + error, error)
+    return rounded(found, kept, 1, exact)
+
+
+def _together(one: Sums, other: Sums) -> Sums:
+    return Sums(
+        one.value + other.value, one.error + other.error, one.magnitude + other.magnitude,
+        np.minimum(one.quantum, other.quantum), one.terms + other.terms, one.length + other.length,
+    )  # fmt: skip
+
+
+@takes_choices
+def low_rank_enclosure(
+    x: np.ndarray,
+    w: np.ndarray | None,
+    down: np.ndarray,
+    up: np.ndarray,
+    scaling: float,
+    bias: np.ndarray | None,
+    *,
+    format: str,
+    float_accumulator: Accumulator = Accumulator.FLOAT32,
+    weight_precision: WeightPrecision = WeightPrecision.FLOAT32,
+    lora_form: LoraForm = LoraForm.SEPARATE,
+) -> Enclosure:
+    """Return the admissible results of x w + scaling (x down) up + bias.
+
+    Parameters
+    ----------
+    x : ndarray of float64, shape (M, K)
+    w : ndarray of float64, shape (K, N), or None
+        None is a layer of low rank without a dense one.
+    down, up : ndarray of float64, shapes (K, R) and (R, N)
+    scaling : float
+        alpha / r of LoRA.
+    bias : ndarray of float64, shape (N,), or None
+    format : {"float32", "float16", "bfloat16"}
+        Of the operands and of the output.
+    float_accumulator : Accumulator
+    weight_precision : {FLOAT32, ACTIVATIONS}
+        In which x down, and with ``ACTIVATIONS`` both paths before they are added, are kept.
+    lora_form : LoraForm
+        With ``MERGED`` x is multiplied by w + scaling down up, rounded to the format.
+
+    Returns
+    -------
+    Enclosure, shape (M, N)
+
+    Raises
+    ------
+    ValueError
+        Shapes that do not chain; a scaling that is not finite.
+    """
+    k, r = down.shape
+    if x.shape[1] != k or (w is not None and w.shape[0] != k):
+        raise ValueError(f"down: has {k} rows, must have as many as x has columns ({x.shape[1]})")
+    if up.shape[0] != r or (w is not None and w.shape[1] != up.shape[1]):
+        raise ValueError(f"up: has shape {up.shape}, must be ({r}, N) with the columns of w")
+    if not np.isfinite(scaling):
+        raise ValueError("scaling: must be finite")
+    output = float_format(format)
+    kept = output if weight_precision is WeightPrecision.ACTIVATIONS else _FLOAT32
+    if lora_form is LoraForm.MERGED:
+        product = inner_products(exactly(down), exactly(up * scaling))
+        if w is not None:
+            product = product.plus(w)
+        merged = rounded(_summed(product, float_accumulator, _FLOAT32), output, 1)
+        return enclosed(inner_products(exactly(x), merged).plus(bias), float_accumulator, output, _STEPS)
+    hidden = _summed(inner_products(exactly(x), exactly(down)), float_accumulator, kept)
+    low = inner_products(hidden, exactly(up * scaling))
+    if weight_precision is WeightPrecision.ACTIVATIONS:
+        low = _rounded_sums(low, float_accumulator, output, 2)
+    if w is None:
+        return enclosed(low.plus(bias), float_accumulator, output, _STEPS)
+    dense = inner_products(exactly(x), exactly(w)).plus(bias)
+    if weight_precision is WeightPrecision.ACTIVATIONS:
+        dense = _rounded_sums(dense, float_accumulator, output, 1)
+    return enclosed(_together(dense, low), float_accumulator, output, _STEPS)
+
+
+def _rounded_sums(sums: Sums, accumulator: Accumulator, fmt: FloatFormat, roundings: int) -> Sums:
+    """Return sums that were rounded to a format so many times before they are added to others."""
+    exact = accumulator.exact(sums.magnitude, sums.quantum) & representable(sums.value, fmt)
+    step = roundings * (1 + 2 * roundings * fmt.unit_roundoff) * fmt.unit_roundoff
+    adding = accumulator.error(sums.terms, sums.length, sums.magnitude + sums.error, 1)
+    too_large = sums.magnitude + adding > fmt.maximum
+    error = sums.error + np.where(exact, 0.0, step * (sums.magnitude + adding) + roundings * fmt.smallest)
+    return Sums(sums.value, np.where(too_large, np.inf, error), sums.magnitude, sums.quantum, sums.terms, sums.length)
