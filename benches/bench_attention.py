@@ -1,6 +1,8 @@
 """Decoding attention over paged caches: heads of a 7B model, caches of 16 and of 8 bits; bound by memory."""
 
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import pytest
 
@@ -24,10 +26,17 @@ class ContextRow(Row):
         return f"context{self.context}-{super().id}"
 
     def workload(self) -> WorkloadCase:
-        """Return the inputs and the truth."""
-        whole = shapes.layer(self.layer)
-        layer = shapes.Layer(whole.model, f"{whole.name.split('.')[0]}.context{self.context}", whole.n, self.context)
-        return cases.build(self.operation, layer, self.batch, fill=self.fill, parameters=dict(self.parameters))
+        """Return the inputs and the truth, built once."""
+        return _built(self.operation, self.layer, self.context, self.batch, self.fill, tuple(self.parameters.items()))
+
+
+@lru_cache(maxsize=1)
+def _built(
+    operation: str, layer: str, context: int, batch: int, fill: str, parameters: tuple[tuple[str, Any], ...]
+) -> WorkloadCase:
+    whole = shapes.layer(layer)
+    block = shapes.Layer(whole.model, f"{whole.name.split('.')[0]}.context{context}", whole.n, context)
+    return cases.build(operation, block, batch, fill=fill, parameters=dict(parameters))
 
 
 _LAYER = "llama-2-7b/attn.q_proj"

@@ -251,12 +251,9 @@ def test_probabilities_sum_to_one(examination: Examination) -> None:
         trial.enclosed(found)
         case = trial.case
         sums = case.decoded("y", found["y"]).sum(axis=-1)
-        room = probabilities_room(
-            int(case.array("context_lengths").max()), case.parameters["input_format"],
-            **trial.implementation.semantics.choices(
-                ("float_accumulator", "probability_precision", "softmax_parts", "function_ulps")
-            ),
-        )  # fmt: skip
+        names = ("float_accumulator", "probability_precision", "softmax_parts", "function_ulps", "normaliser_epsilon")
+        chosen = trial.implementation.semantics.choices(names)
+        room = probabilities_room(int(case.array("context_lengths").max()), case.parameters["input_format"], **chosen)
         wrong = np.abs(sums - 1) > room
         if wrong.any():
             at = tuple(int(i) for i in np.argwhere(wrong)[0])

@@ -256,18 +256,15 @@ def test_sums_of_many_taps(examination: Examination) -> None:
         else:
             inputs, outputs, depth = _channels(parameters, 192, 2)
             rows = 4
-        rows_of_image = parameters["dilations"][0] * (rows - 1) + 1
-        codes = rng.integers(115, 127, (1, inputs, rows_of_image, 16), endpoint=True)
-        up = rng.integers(100, 126, (outputs, depth, rows, 8), endpoint=True)
-        w = np.concatenate([up, -up + (np.arange(8) == 7)], axis=3)
-        x = np.concatenate([codes[..., :8], codes[..., :8]], axis=3)
         geometry = {**parameters, "strides": (1, 1), "pads": (0, 0, 0, 0), "dilations": (1, 1)}
         if any(geometry[name] not in implementation.supports[name] for name in ("strides", "pads", "dilations")):
             continue
-        x = x[:, :, :rows]
-        scale = 2.0 ** np.ceil(np.log2(depth * rows))
-        case = _case(implementation, geometry, "up, then down", x + _zero(of_x), w + _zero(of_w), y_scale=scale)
-        examination.once(_enclosed, case)
+        half = (depth // 2, rows) if depth > 1 else (1, rows // 2)  # up; the other half of channels, or rows, down
+        codes = np.tile(rng.integers(115, 127, (*half, 16), endpoint=True), (inputs // half[0], rows // half[1], 1))
+        x, up = codes[None], rng.integers(100, 126, (outputs, *half, 16), endpoint=True)
+        w = np.concatenate([up, -up], axis=1 if depth > 1 else 2)
+        w[:, -1, -1, -1] += 1
+        examination.once(_enclosed, _case(implementation, geometry, "up, then down", x + _zero(of_x), w + _zero(of_w)))
         for high, low in ((of_x.maximum, of_w.maximum), (of_x.minimum, of_w.minimum)):
             taken = np.arange(16) < np.array([16, 8, 2, 1])[:, None, None, None]
             image = np.where(taken, high, of_x.minimum + 1) + np.zeros((4, inputs, rows, 16), int)

@@ -159,7 +159,7 @@ def test_a_scale_too_few(examination: Examination) -> None:
                 reply = trial.call(short, lenient=True, expect_results=False)
                 trial.examination.tally.count(short, 1, 0.0, True)
                 if not reply.raised:
-                    raise Violation(f"accepted {name} of shape {short.arrays[name].shape}: must raise", short)
+                    raise Violation(f"accepted {name} of shape {short.array(name).shape}: must raise", short)
 
     blocked: dict[str, Any] = {"granularity": "group", "scaling": "block"}
     supports = examination.implementation.supports

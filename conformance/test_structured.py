@@ -8,7 +8,7 @@ import pytest
 from lowbit_cts.conformance.examination import Examination, Trial
 from lowbit_cts.conformance.fills import float_codes
 from lowbit_cts.kernels import Case
-from lowbit_cts.reference.formats import FORMATS, FloatFormat
+from lowbit_cts.reference.formats import FORMATS, FloatFormat, float_format
 
 _FACTORS = ("linear_low_rank", "linear_lora")
 
@@ -103,7 +103,7 @@ def test_the_threshold_belongs_to_the_outliers(examination: Examination) -> None
         case = trial.case
         m, k = case.sizes["M"], case.sizes["K"]
         rng = np.random.default_rng(k)
-        ulp = FORMATS[case.parameters["input_format"]].unit_roundoff * 8  # of numbers from 4 to 8
+        ulp = float_format(case.parameters["input_format"]).unit_roundoff * 8  # of numbers from 4 to 8
         for top in (6.0, 6.0 - ulp, 6.0 + ulp, -6.0, -6.0 + ulp):
             x = np.clip(rng.standard_normal((m, k)), -3, 3)
             x[m // 2, k // 3] = top

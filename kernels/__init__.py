@@ -5,6 +5,7 @@ from lowbit_cts.kernels.operation import OPERATIONS, Case, Operation
 from lowbit_cts.kernels.semantics import PRESETS, Semantics
 from lowbit_cts.reference.accumulators import Accumulator
 from lowbit_cts.reference.choices import (
+    ActivationQuantization,
     BlockScaleSteps,
     Boundary,
     Contraction,
@@ -21,6 +22,7 @@ from lowbit_cts.reference.choices import (
     NanInBlock,
     OutsideDomain,
     Overflow,
+    PartPrecision,
     Precision,
     ProbabilityPrecision,
     RangeRule,
@@ -44,6 +46,7 @@ __all__ = [
     "OPERATIONS",
     "PRESETS",
     "Accumulator",
+    "ActivationQuantization",
     "Backend",
     "BlockScaleSteps",
     "Boundary",
@@ -65,6 +68,7 @@ __all__ = [
     "Operation",
     "OutsideDomain",
     "Overflow",
+    "PartPrecision",
     "Precision",
     "ProbabilityPrecision",
     "RangeRule",

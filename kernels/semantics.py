@@ -69,6 +69,9 @@ class Semantics:
         Absolute error by design of a number whose code is looked up in a table over a grid: half a step of the grid.
     function_ulps : float
         The largest error of exp and tanh in units of the last place of float32, > 0.
+    normaliser_epsilon : float
+        What is added to the sum that probabilities are divided by, so that it is not zero: 1e-6 in vLLM's
+        PagedAttention kernels.
     distance_roundings : int
         Of codes chosen by the least distance, how many float32 roundings a distance carries: 1 of abs(x - c), 2 of
         (x - c)**2; 0 where numbers are compared with boundaries.
@@ -97,6 +100,7 @@ class Semantics:
     probability_precision: ProbabilityPrecision = ProbabilityPrecision.FLOAT32
     softmax_parts: SoftmaxParts = SoftmaxParts.ONE
     function_ulps: float = 4.0
+    normaliser_epsilon: float = 0.0
     zero_point_correction: ZeroPointCorrection = ZeroPointCorrection.INTEGER
     requantization: Requantization = Requantization.FLOAT32
     index_completion: IndexCompletion = IndexCompletion.FOLLOWING
@@ -145,6 +149,7 @@ class Semantics:
             "epsilon": self.zero_scale != "epsilon",
             "slack": self.slack == 0,
             "distance_roundings": self.distance_roundings == 0,
+            "normaliser_epsilon": self.normaliser_epsilon == 0,
         }
         return {name: str(getattr(self, name)) for name in names if not idle.get(name)}
 

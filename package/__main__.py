@@ -8,11 +8,11 @@ from typing import Annotated, NoReturn
 import typer
 
 from lowbit_cts import __version__
-from lowbit_cts.kernels import OPERATIONS, ContractError, Implementation, Operation, Semantics
+from lowbit_cts.kernels import OPERATIONS, Backend, ContractError, Implementation, Operation, Semantics
 from lowbit_cts.kernels.discovery import default_backends, load_backends
 from lowbit_cts.reference.accumulators import ACCUMULATORS, Accumulator
-from lowbit_cts.reports import device, render, tables
-from lowbit_cts.reports.evidence import Fingerprint, Record, Run, append, new_run, now, read
+from lowbit_cts.reports import arithmetic, device, render, tables
+from lowbit_cts.reports.evidence import Fingerprint, Record, Run, Tightness, append, new_run, now, read
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
@@ -108,6 +108,52 @@ def fingerprint(
         typer.echo(render.terminal(differences))
         raise typer.Exit(1)
     typer.echo("No finding differs.")
+
+
+@app.command()
+def tightness(
+    backend: Annotated[
+        list[str] | None, typer.Option(help="NAME or MODULE[:ATTRIBUTE], repeatable; numpy, and torch where installed.")
+    ] = None,
+    results: Annotated[Path, typer.Option(help="Where evidence goes.")] = Path("results"),
+) -> None:
+    """Plant small faults under the declared semantics of products, and count those that their bounds let pass."""
+    from lowbit_cts.conformance.tightness import LENGTHS, escapes, is_product
+
+    records: list[Tightness] = []
+    for spec in backend or default_backends():
+        try:
+            backends = load_backends(spec)
+        except ContractError as error:
+            _fail(str(error))
+        for loaded in backends:
+            path, slug, run = _begun(loaded, "tightness", results)
+            for product in filter(is_product, loaded.implementations):
+                semantics = product.semantics.described(product.operation.semantics)
+                for regime, length in LENGTHS:
+                    for fault, counts in escapes(product, regime, length).items():
+                        records.append(
+                            Tightness(
+                                run=run, time=now(), device=slug, backend=loaded.name, backend_version=loaded.version,
+                                operation=product.operation.name, implementation=product.name, semantics=semantics,
+                                regime=regime, length=length, fault=fault, planted=counts.planted,
+                                escaped=counts.escaped, largest=counts.largest,
+                            )
+                        )  # fmt: skip
+                        append(path, records[-1])
+    typer.echo(render.terminal(arithmetic.tightness(records)))
+
+
+def _begun(backend: Backend, profile: str, results: Path) -> tuple[Path, str, str]:
+    """Begin a file of evidence with the circumstances of its run; return it, the device's slug and the run."""
+    described, run = device.describe(backend.device), new_run()
+    path = results / described["slug"] / f"{profile}-{run}.jsonl"
+    circumstances = Run(
+        run=run, time=now(), suite_version=__version__, command=["lowbit-cts", *sys.argv[1:]], profile=profile,
+        device=described, environment=device.environment(),
+    )  # fmt: skip
+    append(path, circumstances)
+    return path, described["slug"], run
 
 
 def evidence_in(path: Path) -> list[Record]:

@@ -33,6 +33,7 @@ References
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -75,12 +76,15 @@ class Arithmetic:
         Whether parts of a context are normalised apart.
     ulps : float
         The largest error of exp and tanh in units of the last place of float32.
+    epsilon : float
+        What is added to the normaliser.
     """
 
     accumulator: Accumulator
     probabilities: str | None
     parts: bool
     ulps: float
+    epsilon: float
 
     @property
     def step(self) -> float:
@@ -190,6 +194,7 @@ def attention_enclosure(
     probability_precision: ProbabilityPrecision = ProbabilityPrecision.FLOAT32,
     softmax_parts: SoftmaxParts = SoftmaxParts.ONE,
     function_ulps: float = 4.0,
+    normaliser_epsilon: float = 0.0,
 ) -> Enclosure:
     """Return the admissible results of attention over a paged cache.
 
@@ -213,7 +218,7 @@ def attention_enclosure(
         Of the caches, and of query and results.
     mask, window :
         As `visible`.
-    float_accumulator, weight_precision, probability_precision, softmax_parts, function_ulps :
+    float_accumulator, weight_precision, probability_precision, softmax_parts, function_ulps, normaliser_epsilon :
         See `lowbit_cts.kernels.semantics.Semantics`. By `weight_precision` keys and values are dequantized.
 
     Returns
@@ -243,6 +248,7 @@ def attention_enclosure(
         None if probability_precision is ProbabilityPrecision.FLOAT32 else input_format,
         softmax_parts is SoftmaxParts.SEVERAL,
         function_ulps,
+        normaliser_epsilon,
     )
     count, tokens, heads, size = query.shape
     blocks, block, shared, width = value_cache.shape
@@ -279,6 +285,7 @@ def probabilities_room(
     probability_precision: ProbabilityPrecision = ProbabilityPrecision.FLOAT32,
     softmax_parts: SoftmaxParts = SoftmaxParts.ONE,
     function_ulps: float = 4.0,
+    normaliser_epsilon: float = 0.0,
 ) -> float:
     """Return how far the probabilities of a context, each a result, may be from 1 in sum; inf of parts.
 
@@ -288,7 +295,7 @@ def probabilities_room(
         Slots.
     input_format : str
         Of the results.
-    float_accumulator, probability_precision, softmax_parts, function_ulps :
+    float_accumulator, probability_precision, softmax_parts, function_ulps, normaliser_epsilon :
         As `attention_enclosure`. Errors of scores and of exp have no part in it: numerator and normaliser share them,
         unless parts are combined by logarithms.
     """
@@ -297,16 +304,16 @@ def probabilities_room(
     output = float_format(input_format)
     unit = max(float_accumulator.unit_roundoff, _U32)
     n = float_accumulator.roundings(np.asarray(context), context) + context + _EPILOGUE
-    adding = float(gamma(n, unit))
+    adding = float(gamma(n, unit)) + 2 * normaliser_epsilon
     rounded = (1 + output.unit_roundoff) ** (2 if probability_precision is ProbabilityPrecision.ACTIVATIONS else 1)
     if adding >= 1:
         return float("inf")
     return (1 + adding) / (1 - adding) * rounded - 1 + 2 * context * output.smallest
 
 
-def attention(query: np.ndarray, *arguments: np.ndarray, **parameters: object) -> np.ndarray:
-    """Return the results of exact arithmetic, rounded once; arguments as `attention_enclosure`."""
-    return attention_enclosure(query, *arguments, **parameters).exact  # type: ignore[arg-type]
+def attention(*arguments: Any, **parameters: Any) -> np.ndarray:
+    """Return the results of exact arithmetic, rounded once; arguments and parameters as `attention_enclosure`."""
+    return attention_enclosure(*arguments, **parameters).exact
 
 
 def _numbers(codes: np.ndarray, scale: np.ndarray, format: str) -> np.ndarray:
@@ -331,7 +338,8 @@ def _attended(
     """
     shared, rows, _ = query.shape
     if not query.shape[0] * rows * values.shape[2]:
-        return (np.zeros((shared, rows, values.shape[2])),) * 2
+        nothing = np.zeros((shared, rows, values.shape[2]))
+        return nothing, nothing
     q, k, v = (np.where(np.isfinite(x), x, 0.0) for x in (query, keys, values))
     of_keys, of_values = (dequantized(exactly(x), *precision) for x in (k, v))
     with np.errstate(over="ignore", invalid="ignore"):
@@ -454,7 +462,7 @@ def _weighted(
     own = own + rounded * np.maximum((heavy[..., None] * size).sum(axis=1), (heavy[..., None] * apart).sum(axis=1))
     whole = (seen[..., None] * size).sum(axis=1)
     below = (least + accumulator.range.smallest_normal) * (whole + counts[:, None] * abs(y))
-    normaliser = gamma(n.max(axis=1, keepdims=True, initial=0), unit)
+    normaliser = gamma(n.max(axis=1, keepdims=True, initial=0), unit) + 2 * arithmetic.epsilon  # of a sum of 1 and more
     bound = shared + own + below
     bound = (bound + normaliser / (1 - normaliser) * (np.abs(y) + bound)) * (1 + 2.0**-30)
     overflows = (2 * whole / min(1.0, scale) > accumulator.range.maximum) & (bound > 0)  # codes may be added unscaled
@@ -476,4 +484,5 @@ def _exactly(
     whole = arithmetic.accumulator.exact(sums, finest) & arithmetic.accumulator.exact(sums / n, finest / n)
     unmoved = ((seen[..., None] * values.error) == 0).all(axis=1)
     nothing = (sums == 0) & unmoved
-    return nothing | (flat[:, None] & even & whole & unmoved & (not arithmetic.parts))
+    one_sum = not arithmetic.parts and arithmetic.epsilon == 0
+    return nothing | (flat[:, None] & even & whole & unmoved & one_sum)

@@ -233,7 +233,7 @@ class WeightPrecision(StrEnum):
 
 
 class PartPrecision(StrEnum):
-    """To what the value of a code and its scale are rounded before they are multiplied; their product is not rounded."""
+    """To what the value of a code and its scale are rounded before they are multiplied; the product is not rounded."""
 
     FLOAT32 = "float32"  # not at all
     BFLOAT16 = "bfloat16"  # each to bfloat16    (bitsandbytes' packed weights, on CPUs with AVX512-BF16)

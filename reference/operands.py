@@ -216,6 +216,22 @@ def codebook_weights(
     return dequantized(exactly(values), weight_precision, activations)
 
 
+def _finite_parts(blocks: np.ndarray, type: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Return the levels (n, groups, group) of n blocks, their scales (n, groups), and offsets or None, in float64.
+
+    Raises
+    ------
+    ValueError
+        As `lowbit_cts.reference.gguf.blocks.unpack`; a scale that is not finite.
+    """
+    fmt, parts = block_format(type), unpack(blocks, type)
+    scale, offset = scale_and_offset(parts, type)
+    if not np.all(np.isfinite(scale)) or (offset is not None and not np.all(np.isfinite(offset))):
+        raise ValueError("blocks: the scales must be finite")
+    levels = np.asarray(fmt.levels[parts["codes"]], np.float64).reshape(-1, fmt.groups, fmt.group)
+    return levels, np.asarray(scale, np.float64), None if offset is None else np.asarray(offset, np.float64)
+
+
 def gguf_weights(
     blocks: np.ndarray,
     *,
@@ -244,49 +260,60 @@ def gguf_weights(
     ValueError
         As `lowbit_cts.reference.gguf.blocks.unpack`; a scale that is not finite.
     """
-    fmt, parts = block_format(type), unpack(blocks, type)
-    scale, offset = scale_and_offset(parts, type)
-    if not np.all(np.isfinite(scale)) or (offset is not None and not np.all(np.isfinite(offset))):
-        raise ValueError("blocks: the scales must be finite")
-    levels = np.asarray(fmt.levels[parts["codes"]], np.float64).reshape(-1, fmt.groups, fmt.group)
-    scaled = np.asarray(scale, np.float64)[..., None] * levels
-    shift = np.zeros(()) if offset is None else np.asarray(offset, np.float64)[..., None]
+    fmt = block_format(type)
+    levels, scale, offset = _finite_parts(blocks, type)
+    scaled = scale[..., None] * levels
+    shift = np.zeros(()) if offset is None else offset[..., None]
     apart = np.abs(scaled) + np.abs(shift)
     if dequantize_form is DequantizeForm.SCALE_FIRST:
-        apart = apart + 2 * np.abs(np.asarray(scale, np.float64))[..., None] * abs(float(fmt.levels.min()))
+        apart = apart + 2 * np.abs(scale)[..., None] * abs(float(fmt.levels.min()))
     shape = blocks.shape[0], blocks.shape[1] // fmt.bytes * fmt.elements
     values, magnitude, scaled = (x.reshape(shape) for x in (scaled + shift, apart, scaled))
     return dequantized(exactly(values, magnitude), weight_precision, activations, roundings=3, parts=(scaled,))
 
 
-def ggml_factors(a: np.ndarray, blocks: np.ndarray, *, type: str) -> tuple[Operand, Operand]:
+def ggml_factors(
+    a: np.ndarray,
+    blocks: np.ndarray,
+    *,
+    type: str,
+    dequantize_form: DequantizeForm = DequantizeForm.SUBTRACT_FIRST,
+) -> tuple[Operand, Operand]:
     """Return the factors that ggml's CPU kernels multiply: quantized activations and weights in GGUF blocks.
 
     Parameters
     ----------
     a : ndarray of float32, shape (M, K)
-    blocks, type : as `gguf_weights`
+    blocks, type, dequantize_form : as `gguf_weights`
 
     Returns
     -------
     tuple of Operand, shapes (M, L) and (N, L)
-        L is K; beside Q8_1 there are further terms, the float16 sums of activations times the offsets of the blocks.
+        L is K, and where the weights have offsets, which meet the sums of a group's activations, so many groups more.
 
     Raises
     ------
     ValueError
-        As `gguf_weights` and `lowbit_cts.reference.gguf.activations.quantize_activations`.
+        As `lowbit_cts.reference.gguf.blocks.unpack` and
+        `lowbit_cts.reference.gguf.activations.quantize_activations`; a scale that is not finite.
     """
-    quantized = quantize_activations(a, type)
-    weights = gguf_weights(blocks, type=type, activations="float32")
-    if quantized.sums is None:
-        return quantized.elements, weights
-    parts, fmt = unpack(blocks, type), block_format(type)
-    scale, offset = scale_and_offset(parts, type)
-    scaled = scale.astype(np.float64) * fmt.levels[parts["codes"]].reshape(len(scale), -1)
-    rows = blocks.shape[0]
-    scaled, offset = scaled.reshape(rows, -1), np.asarray(offset, np.float64).reshape(rows, -1)
-    return _beside(quantized.elements, quantized.sums), _beside(exactly(scaled), exactly(offset))
+    quantized, fmt = quantize_activations(a, type), block_format(type)
+    levels, scale, offset = _finite_parts(blocks, type)
+    apart = np.abs(scale[..., None] * levels)
+    if dequantize_form is DequantizeForm.SCALE_FIRST:
+        apart = apart + 2 * np.abs(scale)[..., None] * abs(float(fmt.levels.min()))
+    rows = len(blocks), -1
+    scaled = exactly((scale[..., None] * levels).reshape(rows), apart.reshape(rows))
+    if offset is None:
+        return quantized.elements, scaled
+    sums = quantized.sums or _summed(quantized.elements, fmt.group)
+    return _beside(quantized.elements, sums), _beside(scaled, exactly(offset.reshape(rows)))
+
+
+def _summed(operand: Operand, group: int) -> Operand:
+    """Return the sums of so many neighbours in each row."""
+    parts = (operand.values, operand.magnitude, operand.error)
+    return Operand(*(part.reshape(len(part), -1, group).sum(axis=-1) for part in parts))
 
 
 def _beside(first: Operand, second: Operand) -> Operand:

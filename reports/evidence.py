@@ -389,8 +389,46 @@ class Fingerprint(Record):
     seconds: float = 0.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Tightness(Record):
+    """How many planted faults of one kind a bound would let pass, under the semantics of one product.
+
+    Attributes
+    ----------
+    device, backend, backend_version, operation, implementation : str
+        Whose semantics were taken; `device` is a slug.
+    semantics : dict of str to str
+        The declared semantics.
+    regime : str
+        ``exact``, where no order of summation rounds, or ``full``.
+    length : int
+        Products in a sum.
+    fault : str
+        What was planted, such as ``product``.
+    planted, escaped : int
+        How many, and how many of them stayed inside the enclosure.
+    largest : float
+        The largest change of a result that escaped, over the largest result of its row (dimensionless).
+    """
+
+    kind = "tightness"
+
+    device: str
+    backend: str
+    backend_version: str
+    operation: str
+    implementation: str
+    semantics: dict[str, str]
+    regime: str
+    length: int
+    fault: str
+    planted: int
+    escaped: int
+    largest: float
+
+
 KINDS: dict[str, type[Record]] = {
-    cls.kind: cls for cls in (Run, Verdict, Measurement, Ceiling, ModelAccuracy, FormatAccuracy, Fingerprint)
+    cls.kind: cls for cls in (Run, Verdict, Measurement, Ceiling, ModelAccuracy, FormatAccuracy, Fingerprint, Tightness)
 }
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from lowbit_cts.reports import tables
+from lowbit_cts.reports import arithmetic, tables
 from lowbit_cts.reports.evidence import Evidence, Record, Run, read
 from lowbit_cts.reports.tables import Table
 
@@ -29,6 +29,7 @@ TABLES: dict[str, Callable[[Iterable[Record]], Table]] = {
     "formats": tables.number_formats,
     "models": tables.model_accuracy,
     "layer_errors": tables.layer_errors,
+    "tightness": arithmetic.tightness,
     "fingerprints": tables.fingerprints,
 }
 

@@ -12,7 +12,7 @@ import numpy as np
 from lowbit_cts.conformance.fingerprint.findings import NotDetermined
 from lowbit_cts.conformance.fingerprint.order import Mask
 from lowbit_cts.conformance.fingerprint.probe import Probe, Unexpressible, scattered
-from lowbit_cts.conformance.fingerprint.rounding import EXACT, matching
+from lowbit_cts.conformance.fingerprint.rounding import EXACT, MODELS, matching
 from lowbit_cts.conformance.fingerprint.tree import Tree
 
 #: Exponents between the largest and the smallest term that are tried.
@@ -321,7 +321,7 @@ class Accumulator:
                 raise NotDetermined("the output is no multiple of the terms")
             return [(case, int(value)) for case, value in zip(cases, y.tolist(), strict=True)]
 
-        return _named(observe, bits)
+        return _named(observe, bits, EXACT)
 
     def products(self) -> str:
         """Return whether products are rounded before they are added, and to how many bits.
@@ -385,7 +385,11 @@ def _lowest_bit(number: int) -> int:
     return number & -number
 
 
-def _named(observe: Callable[[tuple[int, ...]], list[tuple[tuple[int, ...], int]]], bits: int) -> str:
+def _named(
+    observe: Callable[[tuple[int, ...]], list[tuple[tuple[int, ...], int]]],
+    bits: int,
+    among: Iterable[str] = tuple(MODELS),
+) -> str:
     """Return the rounding that fits the observations, made with as many small terms as the formats hold."""
     for offsets in (_OFFSETS, tuple(c for c in _OFFSETS if c & (c - 1) == 0 or abs(c) in (3, 6, 12))):
         try:
@@ -394,7 +398,7 @@ def _named(observe: Callable[[tuple[int, ...]], list[tuple[tuple[int, ...], int]
             continue
         if len({abs(terms[1]) for terms, _ in seen}) < 3:
             raise NotDetermined("the formats do not hold terms so small beside a large one")
-        names = matching(seen, bits)
+        names = matching(seen, bits, among)
         if not names:
             raise NotDetermined("the sums are those of no rounding known here")
         return _between(names)

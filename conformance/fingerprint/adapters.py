@@ -296,6 +296,7 @@ def probe_of(
     implementation: Implementation,
     chosen: Chosen,
     rows: int,
+    columns: int,
     call: Callable[[list[Arrays], Chosen], list[np.ndarray]],
 ) -> Probe:
     """Return a probe of an implementation at some parameters.
@@ -306,8 +307,8 @@ def probe_of(
         Of an operation in `ADAPTERS`.
     chosen : dict
         A value for every parameter.
-    rows : int
-        M of the probes.
+    rows, columns : int
+        M and N of the probes.
     call : callable of (list of arguments, parameters)
         Gives the results in their carriers.
     """
@@ -318,9 +319,8 @@ def probe_of(
         arguments = [adapter.arguments(a, b, chosen) for a, b in pairs]
         return [np.asarray(decode(y, output)) for y in call(arguments, chosen)]
 
-    long = adapter.long and (rows > 1 or output.bits == 32)  # in fewer bits one row at a time takes minutes
     return Probe(
-        product, adapter.a(chosen), adapter.b(chosen), output, adapter.spans(chosen), rows=rows,
-        length=adapter.length(chosen), long=_LONG if long else 0, shared=adapter.shared, blocked=adapter.blocked,
-        draw=_drawing(adapter, chosen),  # type: ignore[arg-type]
+        product, adapter.a(chosen), adapter.b(chosen), output, adapter.spans(chosen), rows=rows, columns=columns,
+        length=adapter.length(chosen), long=_LONG if adapter.long else 0, shared=adapter.shared,
+        blocked=adapter.blocked, draw=_drawing(adapter, chosen),  # type: ignore[arg-type]
     )  # fmt: skip

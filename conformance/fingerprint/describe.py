@@ -22,6 +22,8 @@ class Shape:
         One after the other; all at one node; each with the running sum, `width` parts at one node.
     width : int
         Parts that a node of a fused chain adds to the running sum.
+    order : tuple of int
+        Of a chain of terms in no regular order, the terms from the first position on.
     """
 
     kind: str = "leaf"
@@ -29,6 +31,7 @@ class Shape:
     step: int = 0
     part: "Shape | None" = None
     width: int = 1
+    order: tuple[int, ...] = ()
 
     @property
     def size(self) -> int:
@@ -40,6 +43,8 @@ class Shape:
         """Distance from the first leaf to the end of the last."""
         if self.part is None:
             return 1
+        if self.order:
+            return max(self.order) + 1
         if self.kind == "fused chain":
             return abs(self.step) * (self.count // self.width)
         return abs(self.step) * (self.count - 1) + self.part.extent
@@ -48,8 +53,14 @@ class Shape:
 LEAF = Shape()
 
 
-def describe(tree: Tree) -> str:
+def describe(tree: Tree, unit: int = 1) -> str:
     """Return the name of an order of summation.
+
+    Parameters
+    ----------
+    tree : Tree
+    unit : int
+        Terms that a leaf stands for: one that is probed, and zeros.
 
     Returns
     -------
@@ -60,13 +71,14 @@ def describe(tree: Tree) -> str:
     """
     shape = _shape(tree, tree.root)
     if shape is not None:
-        return _text(shape)
+        return _text(shape, unit)
     top = tree.below(tree.root)
     if len(top) == 2:  # all but the last block are alike
         main, rest = sorted(top, key=lambda node: -tree.members[node].size)
         parts = _shape(tree, main), _shape(tree, rest)
         if parts[0] is not None and parts[1] is not None and parts[0].part and parts[0].part.size >= parts[1].size > 1:
-            return f"{_text(parts[0])}; then the {parts[1].size} left over: {_text(parts[1])}"
+            left = parts[1].size * unit
+            return f"{_text(parts[0], unit)}; then the {left} left over: {_text(parts[1], unit)}"
     digest = hashlib.sha256(tree.text().encode()).hexdigest()[:8]
     return f"a tree of depth {_depth(tree)}, digest {digest}"
 
@@ -134,6 +146,11 @@ def _chain(tree: Tree, node: int) -> Shape | None:
     step = _progression(firsts)
     if step is None and len(firsts) > 2:  # the first two terms commute
         step = _progression([firsts[1], firsts[0], *firsts[2:]])
+    if step is None and part == LEAF and width == 1:
+        least = min(firsts)
+        return Shape(
+            "chain", len(firsts), 0, part, order=tuple(first - least for first in (*sorted(firsts[:2]), *firsts[2:]))
+        )
     if step is None:
         return None
     return Shape("chain" if width == 1 else "fused chain", len(firsts) * width, step, part, width)
@@ -154,12 +171,12 @@ def _pairs(shape: Shape) -> tuple[list[int], Shape]:
     return steps, shape
 
 
-def _text(shape: Shape) -> str:
+def _text(shape: Shape, unit: int) -> str:
     if shape.part is None:
         return "one term"
     if shape.kind == "fused chain":
-        inside = "" if shape.part == LEAF else f" of {_parts(shape.part)}"
-        return f"chunks of {shape.width}{inside}, each added at once with the running sum"
+        inside = "" if shape.part == LEAF else f" of {_parts(shape.part, unit)}"
+        return f"chunks of {shape.width * unit}{inside}, each added at once with the running sum"
     steps, below = _pairs(shape)
     if len(steps) > 1:
         how = "pairwise" if steps[0] > steps[-1] else "pairwise, folded"
@@ -167,12 +184,21 @@ def _text(shape: Shape) -> str:
     else:
         how = {"chain": "sequential", "at once": "at once"}[shape.kind]
         part, count = shape.part, shape.count
+    if shape.order:
+        return _permuted(shape.order)
     backwards = ", last first" if shape.step < 0 else ""
     if part == LEAF:
         return how + backwards
     kind = "blocks" if part.extent == part.size else "strided lanes"
-    return f"{count} {kind} of {part.size}: {_text(part)} inside, {how}{backwards} over"
+    return f"{count} {kind} of {part.size * unit}: {_text(part, unit)} inside, {how}{backwards} over"
 
 
-def _parts(shape: Shape) -> str:
-    return f"sums of {shape.size} ({_text(shape)})"
+def _permuted(order: tuple[int, ...]) -> str:
+    if all(term == at ^ 1 for at, term in enumerate(order) if at > 1):
+        return "sequential, of two neighbours the second first"
+    shown = " ".join(map(str, order[:12]))
+    return f"sequential, in the order {shown}{' ...' if len(order) > 12 else ''}"
+
+
+def _parts(shape: Shape, unit: int) -> str:
+    return f"sums of {shape.size * unit} ({_text(shape, unit)})"

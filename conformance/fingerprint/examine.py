@@ -20,6 +20,12 @@ from lowbit_cts.reports import device, evidence
 #: M of the probes: matrices, and vectors, for which libraries have other kernels.
 ROWS = (16, 1)
 
+
+def columns_of(rows: int) -> int:
+    """Return N of the probes: more with few rows, since for the smallest products libraries have other kernels."""
+    return max(16, 128 // rows)
+
+
 #: Seconds a call may take: some dozens of products.
 TIMEOUT = 60.0
 
@@ -73,7 +79,9 @@ def _integer_findings(
         results = call([_integer_arguments(a, b, chosen) for a, b in pairs], chosen)
         return [y.astype(np.float64) if output is None else np.asarray(decode(y, output)) for y in results]
 
-    probe = integers.IntegerProbe(product, fmt.minimum - zero, fmt.maximum - zero, output, rows=rows)
+    probe = integers.IntegerProbe(
+        product, fmt.minimum - zero, fmt.maximum - zero, output, rows=rows, columns=columns_of(rows)
+    )
     return integers.fingerprint(probe, dependences)
 
 
@@ -82,7 +90,7 @@ def _findings(
 ) -> tuple[Findings, int]:
     if implementation.operation.name in _INTEGERS:
         return _integer_findings(implementation, chosen, rows, call, dependences), 64
-    probe = probe_of(implementation, chosen, rows, call)
+    probe = probe_of(implementation, chosen, rows, columns_of(rows), call)
     return fingerprint(probe, dependences), probe.length
 
 
@@ -129,7 +137,7 @@ def examine(
                     started = time.perf_counter()
                     found, length = _findings(implementation, parameters, m, call, m == max(rows))
                     yield _record(
-                        implementation, parameters, {"M": m, "N": 16, "K": length}, found,
+                        implementation, parameters, {"M": m, "N": columns_of(m), "K": length}, found,
                         run=run, device=slug, seconds=time.perf_counter() - started,
                     )  # fmt: skip
     finally:

@@ -10,7 +10,7 @@ from lowbit_cts.conformance.fingerprint import dependence
 from lowbit_cts.conformance.fingerprint.findings import Findings, NotDetermined
 from lowbit_cts.conformance.fingerprint.order import last_of
 from lowbit_cts.conformance.fingerprint.probe import Pair
-from lowbit_cts.conformance.fingerprint.rounding import matching
+from lowbit_cts.conformance.fingerprint.rounding import EXACT, matching
 from lowbit_cts.reference.encoding import round_to_format
 from lowbit_cts.reference.formats import FloatFormat
 
@@ -169,7 +169,7 @@ def output_rounding(probe: IntegerProbe) -> str:
             run = [(a, b, many), (1, sign * (rest % 64), 1), (64, sign * (rest // 64), 1)]
             cases.append(((sign * base, sign * offset), [part for part in run if part[2]]))
     y = probe.sums([run for _, run in cases])
-    names = matching([(terms, int(value)) for (terms, _), value in zip(cases, y.tolist(), strict=True)], own)
+    names = matching([(terms, int(value)) for (terms, _), value in zip(cases, y.tolist(), strict=True)], own, EXACT)
     if not names:
         raise NotDetermined("the results are those of no rounding known here")
     return " or ".join(names)

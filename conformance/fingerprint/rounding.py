@@ -55,20 +55,19 @@ MODELS: dict[str, Callable[[tuple[int, ...], int], int]] = {
             _cut, guard=guard, floor=floor, after=after
         )
         for guard in (0, 1, 2)
-        for floor in (False, True)
+        for floor in ((False, True) if guard else (False,))  # cut at the last bit toward minus infinity is "down"
         for after in ("toward zero", "half to even")
     },
 }
 
 #: Without bits below the last, what is done afterwards is nothing.
 _SAME = {
-    f"terms cut 0 bits below the last{floor}, then {after}": f"terms cut at the last bit{floor}"
-    for floor in ("", " (down)")
+    f"terms cut 0 bits below the last, then {after}": "terms cut at the last bit"
     for after in ("toward zero", "half to even")
 }
 
 
-def matching(sums: Iterable[tuple[tuple[int, ...], int]], bits: int) -> list[str]:
+def matching(sums: Iterable[tuple[tuple[int, ...], int]], bits: int, among: Iterable[str] = tuple(MODELS)) -> list[str]:
     """Return the names of the roundings that make of all terms what was observed.
 
     Parameters
@@ -77,7 +76,9 @@ def matching(sums: Iterable[tuple[tuple[int, ...], int]], bits: int) -> list[str
         Integers.
     bits : int
         Significand bits of the results.
+    among : iterable of str
+        The roundings to choose from.
     """
     sums = list(sums)
-    names = [name for name, add in MODELS.items() if all(add(terms, bits) == result for terms, result in sums)]
+    names = [name for name in among if all(MODELS[name](terms, bits) == result for terms, result in sums)]
     return list(dict.fromkeys(_SAME.get(name, name) for name in names))

@@ -533,7 +533,13 @@ INTEGER_PRODUCTS = [
         saturating_sums, "int32", (-128, 127),
         {"accumulator range": "saturates at 2^31", "accumulator": "int32, saturating"},
     ),
-    (pairs_in_16_bits, "int32", (0, 255), {"sums of neighbours": "2 of 255 * -128 give -32768, not -65280"}),
+    (
+        pairs_in_16_bits, "int32", (0, 255),
+        {
+            "sums of neighbours": "2 of 255 * -128 give -32768, not -65280",
+            "accumulator range": "2^31 is exceeded", "accumulator": "exact beyond 31 bits",
+        },
+    ),
     (
         float_sums, "float32", (-128, 127),
         {
@@ -652,7 +658,7 @@ def test_a_crash_is_a_reason_and_not_the_end():
     (backend,) = load_backends("numpy")
     implementation = next(i for i in backend.implementations if i.operation.name == "matmul_w4a16")
     chosen = chosen_parameters(implementation)[0]
-    found = fingerprint(probe_of(implementation, chosen, 16, Kernel(implementation, LostHost())))
+    found = fingerprint(probe_of(implementation, chosen, 16, 16, Kernel(implementation, LostHost())))
     assert set(found.values.values()) == {UNKNOWN}
     assert "killed by signal 11" in found.reasons["order"]
 
@@ -670,14 +676,14 @@ def test_adapters_make_the_numbers_of_a_probe(operation):
             output = implementation.operation.results[0].format(parameters)
             return [np.zeros((16, 16), FORMATS[output].carrier) for _ in arguments]
 
-        probe = probe_of(implementation, chosen, 16, call)
+        probe = probe_of(implementation, chosen, 16, 16, call)
         a, b = probe.draw(np.random.default_rng(0), 16, 256, 16)
         probe.product([(a, b)])
         arrays = {argument.name: given[0].get(argument.name) for argument in implementation.operation.arguments}
         (enclosure,) = Case(implementation.operation, chosen, arrays).enclosures(implementation.semantics).values()
-        exact = a @ b
+        exact = round_to_format(a @ b, probe.output)
         assert np.all((enclosure.lo <= exact) & (exact <= enclosure.hi) | ~np.isfinite(enclosure.lo))
-        assert np.count_nonzero(np.isfinite(enclosure.lo)) > 128
+        assert np.any(np.isfinite(enclosure.lo))
 
 
 @pytest.mark.parametrize("spec", ["numpy", "torch"])
@@ -687,12 +693,12 @@ def test_a_backend_has_the_same_fingerprint_twice(spec):
     backend = load_backends(spec)[0]
 
     def wanted(implementation):
-        return implementation.operation.name in ("linear_nf4", "matmul_int8")
+        return implementation.operation.name in ("matvec_gguf", "matmul_int8")
 
     first, second = (list(examine(spec, backend, "run", wanted, rows=(16,))) for _ in range(2))
-    assert {record.operation for record in first} == {"linear_nf4", "matmul_int8"}
+    assert {record.operation for record in first} == {"matvec_gguf", "matmul_int8"}
     assert [record.findings for record in first] == [record.findings for record in second]
-    layers = [record for record in first if record.operation == "linear_nf4"]
+    layers = [record for record in first if record.operation == "matvec_gguf"]
     assert {record.findings["accumulator bits"] for record in layers} == {"24"}
     assert all(record.findings["order"] != UNKNOWN and record.tree for record in layers)
     products = [record for record in first if record.operation == "matmul_int8"]

@@ -1,20 +1,26 @@
-"""bitsandbytes on the CPU: NF4, FP4 and the dynamic map blockwise, double quantization, LLM.int8()'s product.
+"""bitsandbytes on the CPU: NF4, FP4 and the dynamic map blockwise, double quantization, linear layers, LLM.int8().
 
 Codes of four bits come packed, the first of a byte in its high bits; here they are one an element. bitsandbytes numbers
 its blocks through the flattened tensor; the contract has them along rows, so rows that are no whole blocks are refused.
 The 8-bit table is given (`code`), since the one that bitsandbytes makes depends on the machine.
 
+A linear layer dequantizes to the activations' type and calls torch. On CPUs with AVX512-BF16 a layer in evaluation has
+its weights in another order (`packing_format_for_cpu`), for a kernel of its own: absmax and the values of the codes in
+bfloat16, their product not rounded, sums in float32; subnormal numbers count as 0.
+
 Left out: int8_mm_dequant, whose constant on the CPU is not 1 / 127**2 (reports/findings.md).
 """
 
 from dataclasses import replace
+from typing import Any
 
 import bitsandbytes
 import torch
 from bitsandbytes import functional
 from torch import Tensor
+from torch.nn.functional import pad
 
-from lowbit_cts.kernels import PRESETS, Backend, ScaleRule, Semantics, ZeroScale
+from lowbit_cts.kernels import PRESETS, Backend, PartPrecision, ScaleRule, Semantics, WeightPrecision, ZeroScale
 from lowbit_cts.reference.codebooks import CODEBOOKS
 
 backend = Backend("bitsandbytes", version=bitsandbytes.__version__, arrays="torch")
@@ -23,6 +29,8 @@ _FLOATS = ("float32", "float16", "bfloat16")
 _QUANT_TYPES = {"nf4": "nf4", "fp4_bitsandbytes": "fp4"}
 _BLOCKS = (64, 128, 256, 32, 4096)
 _EIGHT_BIT_BLOCKS = (64, 128, 256, 4096)
+#: Rows that the weights of a layer in evaluation are packed in.
+_PACKED_ROWS = 32
 _DYNAMIC = torch.tensor(CODEBOOKS["dynamic8"])
 
 FOUR_BITS = PRESETS["bitsandbytes"]
@@ -112,6 +120,60 @@ def int8_vectorwise_quant(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return the row-wise statistics over 127; the codes are computed and dropped."""
     _, largest, _ = functional.int8_vectorwise_quant(x)
     return largest / torch.full((), 127.0), torch.zeros_like(largest, dtype=torch.int32)
+
+
+def _state(codes: Tensor, absmax: Tensor, codebook: str, block_size: int) -> tuple[Tensor, functional.QuantState]:
+    """Return codes packed as quantize_4bit does, and its state."""
+    quant_type = _QUANT_TYPES[codebook]
+    packed = (codes[:, ::2] << 4) | codes[:, 1::2]
+    state = functional.QuantState(
+        absmax=absmax.reshape(-1), shape=codes.shape, code=functional.get_4bit_type(quant_type, device="cpu"),
+        blocksize=block_size, quant_type=quant_type, dtype=torch.float32,
+    )  # fmt: skip
+    return packed.reshape(-1, 1), state
+
+
+def _register_linear() -> None:
+    linear = {"codebook": tuple(_QUANT_TYPES), "block_size": (64, 128, 32, 256)}
+
+    def prepare(codes: Tensor, absmax: Tensor, *, codebook: str, block_size: int) -> Any:
+        return _state(codes, absmax, codebook, block_size)
+
+    def matmul_4bit(a: Tensor, bias: Tensor | None, *, prepared: Any) -> Tensor:
+        return bitsandbytes.matmul_4bit(a, *prepared, bias=bias)
+
+    # In 16 bits the bias would have to be, too.
+    to_activations = Semantics(weight_precision=WeightPrecision.ACTIVATIONS)
+    for name, semantics, supports in (
+        ("matmul_4bit", Semantics(), {"input_format": "float32", "has_bias": (False, True)}),
+        ("matmul_4bit_16_bits", to_activations, {"input_format": ("float16", "bfloat16")}),
+    ):
+        backend.implements(
+            "linear_nf4", name=name, prepare=prepare, semantics=semantics, supports={**linear, **supports}
+        )(matmul_4bit)
+
+    if functional.has_avx512bf16():
+
+        def prepare_packed(
+            codes: Tensor, absmax: Tensor, *, codebook: str, block_size: int
+        ) -> tuple[Tensor, functional.QuantState, int]:
+            rows = codes.shape[0]
+            missing = (0, 0, 0, -rows % _PACKED_ROWS)
+            packed, state = _state(pad(codes, missing), pad(absmax, missing), codebook, block_size)
+            return *functional._convert_weight_packed_for_cpu(packed, state), rows
+
+        @backend.implements(
+            "linear_nf4",
+            prepare=prepare_packed,
+            semantics=Semantics(part_precision=PartPrecision.BFLOAT16),
+            supports={**linear, "input_format": "bfloat16"},
+        )
+        def gemv_4bit(a: Tensor, bias: None, *, prepared: Any) -> Tensor:
+            packed, state, rows = prepared
+            return bitsandbytes.matmul_4bit(a, packed, state)[:, :rows]
+
+
+_register_linear()
 
 
 @backend.implements("matmul_int8", prepare=lambda b: b.t().contiguous())

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lowbit_cts.kernels import Backend, LoraForm, Semantics, WeightPrecision
+from lowbit_cts.kernels import Backend, Division, LoraForm, Semantics, WeightPrecision
 from lowbit_cts.kernels.numpy.numbers import WIDE, float32_of, output_of
 from lowbit_cts.kernels.numpy.sparse24 import decompress
 
@@ -84,6 +84,6 @@ def register(backend: Backend) -> None:
     )
     backend.implements(
         "matmul_llm_int8",
-        semantics=Semantics(division="reciprocal", weight_precision=WeightPrecision.FLOAT32),
+        semantics=Semantics(division=Division.RECIPROCAL, weight_precision=WeightPrecision.FLOAT32),
         supports={"threshold": (6.0, 0.0), "input_format": ("float16", "bfloat16"), **_BIAS},
     )(matmul_llm_int8)

@@ -9,7 +9,10 @@ from lowbit_cts.reference.attention import MASKS, QUANTIZED
 from lowbit_cts.reference.enclosure import Enclosure
 
 _WIDE = ("float16", "bfloat16", "float32")
-_CHOICES = ("float_accumulator", "weight_precision", "probability_precision", "softmax_parts", "function_ulps")
+_CHOICES = (
+    "float_accumulator", "weight_precision", "probability_precision", "softmax_parts", "function_ulps",
+    "normaliser_epsilon",
+)  # fmt: skip
 
 
 def _quantized(parameters: Parameters) -> bool:
@@ -37,10 +40,13 @@ def _scale(name: str) -> Argument:
 
 def _attention_paged(case: Case, semantics: Semantics) -> dict[str, Enclosure]:
     chosen = case.parameters
-    arrays = {argument.name: case.arrays[argument.name] for argument in case.operation.arguments}
-    arrays["query"] = case.decoded("query", case.array("query"))
     found = attention.attention_enclosure(
-        *arrays.values(),
+        case.decoded("query", case.array("query")),
+        *(case.array(name) for name in ("key_cache", "value_cache", "block_table", "context_lengths")),
+        key_scale=case.arrays["key_scale"],
+        value_scale=case.arrays["value_scale"],
+        softmax_scale=case.array("softmax_scale"),
+        soft_cap=case.arrays["soft_cap"],
         **{name: chosen[name] for name in ("cache_format", "input_format", "mask", "window")},
         **semantics.choices(_CHOICES),
     )

@@ -309,6 +309,7 @@ def _linear_nf4(case: Case, semantics: Semantics) -> dict[str, Enclosure]:
     weights = operands.codebook_weights(
         case.array("codes"), case.array("absmax"), codebook=chosen["codebook"], block_size=chosen["block_size"],
         activations=chosen["input_format"], weight_precision=semantics.weight_precision,
+        part_precision=semantics.part_precision,
     )  # fmt: skip
     a = exactly(case.decoded("a", case.array("a")))
     return sum_of_products(case, semantics, a, weights.T, case.sizes["G"])
@@ -360,7 +361,9 @@ def _matvec_gguf(case: Case, semantics: Semantics) -> dict[str, Enclosure]:
 
 
 def _matvec_ggml(case: Case, semantics: Semantics) -> dict[str, Enclosure]:
-    a, weights = operands.ggml_factors(case.array("a"), case.array("blocks"), type=case.parameters["type"])
+    a, weights = operands.ggml_factors(
+        case.array("a"), case.array("blocks"), type=case.parameters["type"], dequantize_form=semantics.dequantize_form
+    )
     sums = inner_products(a, weights.T)
     groups = case.sizes["K"] // block_format(case.parameters["type"]).group
     # Of activations that are NaN or infinite nothing is said, nor of sums beyond float16.

@@ -1,8 +1,9 @@
 """Linear layers by ATen's own kernels: packed weights of 4 and 8 bits, and scaled products of float8.
 
-On the CPU, measured on x86 with AVX-512 (torch 2.13), `_weight_int4pack_mm_for_cpu` and `_weight_int8pack_mm` dequantize
-to float32 and add in float32, whatever the format of the activations, and keep subnormal numbers; `_scaled_mm` multiplies
-both operands by their scales in float32, and the results by a float32 matmul (with AMX it is oneDNN's, not measured).
+On the CPU, measured on x86 with AVX-512 (torch 2.13), `_weight_int4pack_mm_for_cpu` and `_weight_int8pack_mm`
+dequantize to float32 and add in float32, whatever the format of the activations, and keep subnormal numbers;
+`_scaled_mm` multiplies both operands by their scales in float32, and the results by a float32 matmul (with AMX it is
+oneDNN's, not measured).
 
 Left out: `_dyn_quant_matmul_4bit`, which quantizes the activations, and on CUDA `_weight_int4pack_mm`, whose layout of
 weights depends on the device.
@@ -20,9 +21,9 @@ from lowbit_cts.reference.accumulators import ACCUMULATORS
 _FLOATS = ("float32", "float16", "bfloat16")
 #: They take activations with contiguous rows alone, and raise for others.
 _ROWS = {"layout": ("contiguous", "offset")}
-#: Bytes; where there is AVX-512, _weight_int8pack_mm ends the process at bfloat16 that does not begin at a multiple of 32.
+#: Bytes. Of bfloat16, _weight_int8pack_mm ends the process where a begins at no multiple of 32, or the weights of 16.
 _ALIGNMENT = 64
-#: Columns in a tile of _weight_int4pack_mm_for_cpu, elements in a step of _weight_int8pack_mm and of cuBLASLt's float8.
+#: Columns in a tile of _weight_int4pack_mm_for_cpu; elements in a step of _weight_int8pack_mm and of cuBLASLt.
 _STEP = 16
 #: The code that _weight_int4pack_mm_for_cpu takes for 0, and what makes codes of both formats start at 0.
 _MIDDLE = 8

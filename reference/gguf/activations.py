@@ -1,8 +1,8 @@
 """Activations as ggml's CPU kernels multiply them: quantized to the blocks of 8 bits that go with a weight's type.
 
-`ggml_vec_dot` takes whole numbers on both sides: float32 activations become Q8_0, Q8_1 or Q8_K first [1]_. A block has a
-scale d and codes q; an activation is d q. In Q8_1 a float16 holds d times the sum of the codes, too, which meets the
-offset of the weights' block.
+ggml's `vec_dot` takes whole numbers on both sides: float32 activations become Q8_0, Q8_1 or Q8_K first [1]_. A block
+has a scale d and codes q; an activation is d q. In Q8_1 a float16 holds d times the sum of the codes, too, which meets
+the offset of the weights' block.
 
 References
 ----------
@@ -82,7 +82,7 @@ def quantize_activations(a: np.ndarray, type: str) -> ActivationBlocks:
     blocks = np.asarray(a, np.float32).reshape(a.shape[0], -1, size)
     with np.errstate(all="ignore"):
         scale, wide = (_scale_of_256 if kind == "Q8_K" else _scale_of_32)(blocks)
-        ratio = np.where(scale == 0, 0.0, blocks * wide)
+        ratio = np.where(np.isinf(wide), 0.0, blocks * wide)
         below = np.floor(ratio)
         tie = np.abs(ratio - below - 0.5) <= np.abs(ratio) * _QUOTIENT
         codes = np.where(tie, below + 0.5, np.rint(ratio))

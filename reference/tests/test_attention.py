@@ -118,6 +118,7 @@ def test_the_value_is_that_of_explicit_loops(cache_format, mask, window, soft_ca
         found = p.enclosure()
         np.testing.assert_allclose(found.exact, expected, rtol=1e-6, atol=1e-7)  # the output is float32
         assert found.admits(round_to_format(expected, float_format("float32"))).all()
+        np.testing.assert_array_equal(subject.attention(*p.arrays, **p.parameters), found.exact)
         assert np.all(expected[1] == 0)
         assert np.all(found.exact[1] == 0)
         assert np.all((found.lo[1] == 0) & (found.hi[1] == 0))
@@ -327,6 +328,18 @@ def test_scores_of_zero_leave_nothing_where_the_mean_is_exact():
     assert np.any(apart.lo != apart.hi)
     odd = p.with_(4, np.array([1, 2, 3, 63, 31], np.int32)).enclosure()
     np.testing.assert_array_equal(np.any(odd.lo != odd.hi, axis=(1, 2, 3)), [False, False, True, True, True])
+
+
+def test_an_epsilon_in_the_normaliser_lies_inside_where_it_is_declared():
+    def vllm(q, k, v, tau, cap, order, cast):
+        s = scores(q, k, tau, cap)
+        w = np.exp(s - s.max())
+        return (w / (w.sum() + F(1e-6))) @ v
+
+    p = problem(18, contexts=(1, 1, 2))
+    y = computed(p, vllm)
+    assert p.enclosure(normaliser_epsilon=1e-6).admits(y).all()
+    assert not p.enclosure().admits(y).all()
 
 
 def test_the_bound_grows_as_what_is_declared_gets_coarser():

@@ -20,6 +20,7 @@ from lowbit_cts.reports.evidence import (
     Measurement,
     ModelAccuracy,
     Run,
+    Tightness,
     Verdict,
     append,
     read,
@@ -104,6 +105,22 @@ FINGERPRINT = Fingerprint(
     reasons={"NaN": "int8 has no NaN"},
     tree="((0 1) 2)",
 )
+TIGHTNESS = Tightness(
+    run="r",
+    time=TIME,
+    device="cpu",
+    backend="acme",
+    backend_version="1",
+    operation="matmul_w4a16",
+    implementation="mm",
+    semantics={"float_accumulator": "float32"},
+    regime="full",
+    length=256,
+    fault="product",
+    planted=96,
+    escaped=3,
+    largest=1e-5,
+)
 
 # Appends lines long enough that a kill meets one in its write, until killed or until it has written `count`.
 WRITER = """
@@ -131,7 +148,7 @@ def path(tmp_path):
 
 
 def test_every_kind_is_read_as_it_was_written(path):
-    records = (RUN, VERDICT, MEASUREMENT, CEILING, MODEL, FORMAT, FINGERPRINT)
+    records = (RUN, VERDICT, MEASUREMENT, CEILING, MODEL, FORMAT, FINGERPRINT, TIGHTNESS)
     for record in records:
         append(path, record)
     assert read(path) == evidence.Evidence(records, torn=0)
