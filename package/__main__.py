@@ -11,7 +11,7 @@ from lowbit_cts import __version__
 from lowbit_cts.kernels import OPERATIONS, Backend, ContractError, Implementation, Operation, Semantics
 from lowbit_cts.kernels.discovery import default_backends, load_backends
 from lowbit_cts.reference.accumulators import ACCUMULATORS, Accumulator
-from lowbit_cts.reports import arithmetic, device, render, tables
+from lowbit_cts.reports import arithmetic, device, render
 from lowbit_cts.reports.evidence import Fingerprint, Record, Run, Tightness, append, new_run, now, read
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
@@ -86,7 +86,7 @@ def fingerprint(
         records = [
             r for spec in backend or default_backends() for r in _probed(spec, operation, implementation, results)
         ]
-        typer.echo(render.terminal(tables.fingerprints(records)))
+        typer.echo(render.terminal(arithmetic.fingerprints(records)))
         return
     if backend:
         _fail("--backend: stands alone; with --compare name the two backends there")
@@ -103,7 +103,7 @@ def fingerprint(
         if not kept:
             _fail(f"--compare: no fingerprint of these products in {side}")
         sides.append(kept)
-    differences = tables.fingerprint_differences(*sides)
+    differences = arithmetic.fingerprint_differences(*sides)
     if differences.rows:
         typer.echo(render.terminal(differences))
         raise typer.Exit(1)

@@ -30,7 +30,7 @@ TABLES: dict[str, Callable[[Iterable[Record]], Table]] = {
     "models": tables.model_accuracy,
     "layer_errors": tables.layer_errors,
     "tightness": arithmetic.tightness,
-    "fingerprints": tables.fingerprints,
+    "fingerprints": arithmetic.fingerprints,
 }
 
 # Tables of sentences and command lines, which are listed row by row.

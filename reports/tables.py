@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 from lowbit_cts.reports.evidence import (
     Ceiling,
-    Fingerprint,
     FormatAccuracy,
     Measurement,
     ModelAccuracy,
@@ -138,7 +137,7 @@ def conformance_matrix(records: Iterable[Record]) -> Table:
         Rows in the order of their names.
     """
     groups: dict[tuple[str, ...], list[Verdict]] = defaultdict(list)
-    for r in _only(Verdict, records):
+    for r in only(Verdict, records):
         groups[r.device, r.backend, r.backend_version, r.operation, r.implementation].append(r)
     rows = []
     for key, group in sorted(groups.items()):
@@ -182,7 +181,7 @@ def library_matrix(records: Iterable[Record]) -> Table:
     """
     cells: dict[tuple[str, str, str], Counter[str]] = defaultdict(Counter)
     backends: dict[str, None] = {}
-    for r in _only(Verdict, records):
+    for r in only(Verdict, records):
         backends.setdefault(f"{r.backend} {r.backend_version}")
         if r.implementation and r.verdict != "refused":
             cells[r.device, r.operation, f"{r.backend} {r.backend_version}"][standing(r)] += 1
@@ -212,7 +211,7 @@ def failures(records: Iterable[Record]) -> Table:
     Table
         With the message, the shrunk counterexample and the line that reproduces each.
     """
-    failed = [record for record in _only(Verdict, records) if record.verdict in FAILURES]
+    failed = [record for record in only(Verdict, records) if record.verdict in FAILURES]
     failed.sort(key=lambda r: (SEVERITY.index(standing(r)), r.backend, r.operation, r.implementation, r.property))
     return Table(
         "Failures",
@@ -245,7 +244,7 @@ def accuracy_versus_speed(records: Iterable[Record]) -> Table:
     Table
         Pareto-optimal rows (time against SQNR) bear a ``*``, see `pareto_optimal`.
     """
-    measured = sorted(_only(Measurement, records), key=lambda m: (*_comparable(m), m.median_s))
+    measured = sorted(only(Measurement, records), key=lambda m: (*_comparable(m), m.median_s))
     optimal = pareto_optimal(measured)
     columns: dict[str, Callable[[Measurement], str]] = {
         "device": lambda m: m.device,
@@ -272,7 +271,7 @@ def accuracy_versus_speed(records: Iterable[Record]) -> Table:
         "ideal": lambda m: number(m.ideal_speedup, 3),
         "baseline": lambda m: m.baseline or "",
         "SQNR dB": lambda m: number(m.sqnr_db, 3),
-        "mismatches": lambda m: _text(m.mismatches),
+        "mismatches": lambda m: cell(m.mismatches),
         "worst error/bound": lambda m: number(m.worst, 3),
         "verdict": lambda m: m.verdict or "",
         "SM MHz": lambda m: number(m.sm_mhz),
@@ -321,7 +320,7 @@ def formats(parameters: Mapping[str, Any]) -> str:
     if "a_format" in parameters:
         output = parameters.get("output_format")
         return f"{parameters['a_format']}·int8" + (f"→{output}" if output else "")
-    return _text(parameters.get("format"))
+    return cell(parameters.get("format"))
 
 
 def scales(parameters: Mapping[str, Any]) -> str:
@@ -394,7 +393,7 @@ def ceilings(records: Iterable[Record]) -> Table:
                 number(100 * c.value / c.datasheet if c.datasheet else None, 3),
                 c.source or "",
             )
-            for c in sorted(_only(Ceiling, records), key=lambda c: (c.device, c.unit, c.name))
+            for c in sorted(only(Ceiling, records), key=lambda c: (c.device, c.unit, c.name))
         ),
         secondary=("source",),
     )
@@ -413,7 +412,7 @@ def model_accuracy(records: Iterable[Record]) -> Table:
     Table
         In the order of the evidence within a model; `× smaller` is against the model's ``float32`` variant.
     """
-    models = sorted(_only(ModelAccuracy, records), key=lambda m: (m.device, m.model))
+    models = sorted(only(ModelAccuracy, records), key=lambda m: (m.device, m.model))
     full = {(m.device, m.model): m for m in models if m.variant == "float32"}
 
     def row(m: ModelAccuracy) -> tuple[str, ...]:
@@ -454,8 +453,8 @@ def number_formats(records: Iterable[Record]) -> Table:
     Table
         Formats in the order of the evidence; speeds are those of a backend's fastest kernel.
     """
-    found = _only(FormatAccuracy, records)
-    measured = _only(Measurement, records)
+    found = only(FormatAccuracy, records)
+    measured = only(Measurement, records)
     sources = list(dict.fromkeys(source for f in found for source in f.sqnr_db))
     rows = []
     for f in found:
@@ -503,125 +502,6 @@ def _elements(sizes: Mapping[str, int]) -> int:
     return sizes["M"] * sizes["K"] if "K" in sizes else sizes["N"]
 
 
-def fingerprints(records: Iterable[Record]) -> Table:
-    """Return one row per product and shape that was probed, a column a finding.
-
-    Parameters
-    ----------
-    records : iterable of Record
-        Those of kind ``fingerprint`` are used.
-
-    Returns
-    -------
-    Table
-        Rows by operation and parameters, so that implementations of one stand together; columns in the order in
-        which findings were made.
-    """
-    probed = sorted(
-        _only(Fingerprint, records),
-        key=lambda f: (f.device, f.operation, _chosen(f.parameters), _size(f), f.backend, f.implementation),
-    )
-    names = list(dict.fromkeys(name for f in probed for name in f.findings))
-    return Table(
-        "Fingerprints",
-        ("device", "operation", "parameters", "shape", "backend", "version", "implementation", *names),
-        tuple(
-            (
-                *(f.device, f.operation, _chosen(f.parameters), shape(f.shape), f.backend, f.backend_version),
-                *(f.implementation, *(f.findings.get(name, "") for name in names)),
-            )
-            for f in probed
-        ),
-        "Found by probing, without the source. An order is that at the probes' K; what is not determined has its "
-        "reason in the evidence.",
-        (
-            *(name for name in reversed(names) if name not in _TOLD),
-            "version",
-            *(name for name in reversed(_TOLD) if name in names),
-        ),
-    )
-
-
-#: The findings that a page leaves out last, the first of them last of all.
-_TOLD = (
-    *("order", "accumulator bits", "products", "subnormal inputs"),
-    *("rounding of sums", "subnormal products", "batch size"),
-)
-
-
-def fingerprint_differences(one: Iterable[Record], other: Iterable[Record]) -> Table:
-    """Return one row per finding in which the products of two sets of fingerprints differ.
-
-    Parameters
-    ----------
-    one, other : iterable of Record
-        Those of kind ``fingerprint`` are used.
-
-    Returns
-    -------
-    Table
-        Compared are fingerprints of one operation, parameters and shape: those of implementations of one name, and of
-        what is then left each with each. What has no counterpart is a row, too.
-    """
-    left, right = (_by_subject(_only(Fingerprint, records)) for records in (one, other))
-    rows = []
-    for key in dict.fromkeys((*left, *right)):
-        subject = key[0], key[1], shape(dict(zip("MNK", key[2:], strict=True)))
-        for a, b in _paired(left.get(key, []), right.get(key, [])):
-            if a is None or b is None:
-                rows.append((*subject, _named_by(a), _named_by(b), "(probed)", *(_text(x and "yes") for x in (a, b))))
-                continue
-            for name in dict.fromkeys((*a.findings, *b.findings)):
-                values = a.findings.get(name, ""), b.findings.get(name, "")
-                if values[0] != values[1]:
-                    rows.append((*subject, _named_by(a), _named_by(b), name, *values))
-    return Table(
-        "Differences of fingerprints",
-        ("operation", "parameters", "shape", "one", "other", "finding", "of one", "of the other"),
-        tuple(rows),
-    )
-
-
-def _by_subject(probed: Iterable[Fingerprint]) -> dict[tuple[Any, ...], list[Fingerprint]]:
-    found: dict[tuple[Any, ...], list[Fingerprint]] = defaultdict(list)
-    for f in probed:
-        found[f.operation, _chosen(f.parameters), *_size(f)].append(f)
-    return found
-
-
-def _paired(left: list[Fingerprint], right: list[Fingerprint]) -> list[tuple[Fingerprint | None, Fingerprint | None]]:
-    """Return the fingerprints to compare: of one backend and name, else of one name, else each with each."""
-    pairs: list[tuple[Fingerprint | None, Fingerprint | None]] = []
-    left, right = list(left), list(right)
-    for same in (lambda f: (f.backend, f.implementation), lambda f: f.implementation):
-        for a in list(left):
-            b = next((b for b in right if same(b) == same(a)), None)
-            if b is not None:
-                pairs.append((a, b))
-                left.remove(a)
-                right.remove(b)
-    if left and right:
-        return pairs + [(a, b) for a in left for b in right]
-    if pairs:  # the subject was compared; one side has further implementations
-        return pairs
-    return [(a, None) for a in left] + [(None, b) for b in right]
-
-
-def _named_by(f: Fingerprint | None) -> str:
-    return "" if f is None else f"{f.backend}/{f.implementation}"
-
-
-def _size(f: Fingerprint) -> tuple[int, ...]:
-    return tuple(f.shape[axis] for axis in "MNK")
-
-
-def _chosen(parameters: Mapping[str, Any]) -> str:
-    """Return the formats among parameters, which are what a fingerprint depends on."""
-    return pairs(
-        {name: value for name, value in parameters.items() if "format" in name or name in ("type", "codebook")}
-    )
-
-
 def layer_errors(records: Iterable[Record]) -> Table:
     """Return one row per layer of each model and variant: the error of its output and of its weights.
 
@@ -636,7 +516,7 @@ def layer_errors(records: Iterable[Record]) -> Table:
         Layers in the model's order.
     """
     rows = []
-    for m in sorted(_only(ModelAccuracy, records), key=lambda m: (m.device, m.model)):
+    for m in sorted(only(ModelAccuracy, records), key=lambda m: (m.device, m.model)):
         for layer in dict.fromkeys((*m.layer_mse, *m.layer_weight_mse)):  # their union, in order
             errors = (number(m.layer_mse.get(layer), 3), number(m.layer_weight_mse.get(layer), 3))
             rows.append((m.device, m.model, m.variant, m.backend, layer, *errors))
@@ -648,7 +528,8 @@ def layer_errors(records: Iterable[Record]) -> Table:
     )
 
 
-def _only(cls: type[R], records: Iterable[Record]) -> list[R]:
+def only(cls: type[R], records: Iterable[Record]) -> list[R]:
+    """Return the records of one kind."""
     return [record for record in records if isinstance(record, cls)]
 
 
@@ -663,18 +544,18 @@ def _comparable(m: Measurement) -> tuple[Any, ...]:
     return m.device, m.operation, shape(m.shape), m.cache, m.fill, *ends
 
 
-def _text(value: Any) -> str:
+def cell(value: Any) -> str:
     """Return a parameter's value compactly."""
     if isinstance(value, Mapping):
         return f"({pairs(value)})"
     if isinstance(value, list | tuple):
-        return "/".join(map(_text, value))
+        return "/".join(map(cell, value))
     return "" if value is None else number(value) if isinstance(value, float) else str(value)
 
 
 def pairs(mapping: Mapping[str, Any]) -> str:
     """Return parameters compactly: ``format=int4 group=128``."""
-    return " ".join(f"{name}={_text(value)}" for name, value in mapping.items())
+    return " ".join(f"{name}={cell(value)}" for name, value in mapping.items())
 
 
 def _undeclared(group: Iterable[Verdict]) -> str:
@@ -686,5 +567,5 @@ def _undeclared(group: Iterable[Verdict]) -> str:
             one = len(record.parameters) == 1
             name, value = next(iter(record.parameters.items())) if one else ("", record.parameters)
             for item in value if isinstance(value, list) else [value]:
-                values[name][_text(item)] = None
+                values[name][cell(item)] = None
     return "; ".join(f"{name}: {' '.join(items)}" if name else " ".join(items) for name, items in values.items())
