@@ -4,7 +4,7 @@ Weights that are codes take the numbers of a group from one scale; where a group
 them codes, the probe is `Unexpressible`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -315,7 +315,7 @@ def probe_of(
     adapter = ADAPTERS[implementation.operation.name]
     output = float_format(implementation.operation.results[0].format(chosen))
 
-    def product(pairs: list[Pair]) -> list[np.ndarray]:
+    def product(pairs: Sequence[Pair]) -> list[np.ndarray]:
         arguments = [adapter.arguments(a, b, chosen) for a, b in pairs]
         return [np.asarray(decode(y, output)) for y in call(arguments, chosen)]
 

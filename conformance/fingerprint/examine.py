@@ -1,7 +1,7 @@
 """Fingerprints of backends: every product implementation at every format that it is probed in, as evidence."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,7 +75,7 @@ def _integer_findings(
     output: FloatFormat | None = None if name == "int32" else float_format(name)
     fmt, zero = integer_format(chosen["a_format"]), _zero(chosen)
 
-    def product(pairs: list[Pair]) -> list[np.ndarray]:
+    def product(pairs: Sequence[Pair]) -> list[np.ndarray]:
         results = call([_integer_arguments(a, b, chosen) for a, b in pairs], chosen)
         return [y.astype(np.float64) if output is None else np.asarray(decode(y, output)) for y in results]
 

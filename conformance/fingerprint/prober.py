@@ -45,8 +45,8 @@ def fingerprint(probe: Probe, dependences: bool = True) -> Findings:
                 continue
             found.tree = tree.text()
             accumulator = Accumulator(probe, mask, tree)
-            prefix = f"over blocks of {span.stride}, inside not determined: " if span.stride > 1 else ""
-            return prefix + describe(tree)
+            prefix = f"of every {span.stride}th term: " if span.stride > 1 else ""
+            return prefix + describe(tree, span.stride)
         raise NotDetermined("; ".join(reasons))
 
     found.attempt("order", short_order)

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lowbit_cts.__main__ import app
-from lowbit_cts.conformance.fingerprint import Probe, fingerprint, integers
+from lowbit_cts.conformance.fingerprint import Probe, Span, Unexpressible, fingerprint, integers
 from lowbit_cts.conformance.fingerprint.adapters import ADAPTERS, probe_of
 from lowbit_cts.conformance.fingerprint.describe import describe
 from lowbit_cts.conformance.fingerprint.examine import chosen_parameters, examine
@@ -47,6 +47,16 @@ def from_zero(terms):
 
 def reversed_(terms):
     return in_turn(terms[:, ::-1])
+
+
+def second_first(terms):
+    """As x86's vdpbf16ps: of two neighbours the second is added first."""
+    order = np.arange(terms.shape[1]) ^ 1
+    return from_zero(terms[:, order])
+
+
+def scrambled(terms):
+    return in_turn(terms[:, np.random.default_rng(5).permutation(terms.shape[1])])
 
 
 def pairwise(terms):
@@ -253,6 +263,14 @@ PLAIN = {
     "column": "independent",
 }
 UNKNOWN = "not determined"
+
+
+def scrambled_name(n):
+    order = np.random.default_rng(5).permutation(n)
+    order[:2] = sorted(order[:2])  # they commute
+    return f"sequential, in the order {' '.join(map(str, order[:12]))} ..."
+
+
 FROM_ZERO = {"sum of -0": "+0"}
 NO_ORDER = dict.fromkeys(list(PLAIN)[:9], UNKNOWN) | {"subnormal products": UNKNOWN, "subnormal sums": UNKNOWN}
 FUSED = "fused: exact, rounded with the sum (to {} bits)"
@@ -294,6 +312,10 @@ SYNTHETIC = {
     "sequential": Synthetic(of_terms(in_turn)),
     "sequential from zero": Synthetic(of_terms(from_zero), FROM_ZERO),
     "reversed": Synthetic(of_terms(reversed_), {"order": "sequential, last first"}),
+    "neighbours swapped": Synthetic(
+        of_terms(second_first), {"order": "sequential, of two neighbours the second first", **FROM_ZERO}
+    ),
+    "scrambled": Synthetic(of_terms(scrambled), {"order": scrambled_name(64)}),
     "pairwise": Synthetic(of_terms(pairwise), {"order": "pairwise", **NO_RUN}),
     "folded": Synthetic(of_terms(folded), {"order": "pairwise, folded", **NO_RUN}),
     "blocks of 16": Synthetic(of_terms(blocked(16)), {"order": "4 blocks of 16: sequential inside, sequential over"}),
@@ -686,23 +708,25 @@ def test_adapters_make_the_numbers_of_a_probe(operation):
         assert np.any(np.isfinite(enclosure.lo))
 
 
-@pytest.mark.parametrize("spec", ["numpy", "torch"])
-def test_a_backend_has_the_same_fingerprint_twice(spec):
+@pytest.mark.parametrize(
+    ("spec", "operations"), [("numpy", ("matvec_gguf", "matmul_int8")), ("torch", ("matvec_gguf",))]
+)
+def test_a_backend_has_the_same_fingerprint_twice(spec, operations):
     if spec == "torch":
         pytest.importorskip("torch")
     backend = load_backends(spec)[0]
 
     def wanted(implementation):
-        return implementation.operation.name in ("matvec_gguf", "matmul_int8")
+        return implementation.operation.name in operations
 
     first, second = (list(examine(spec, backend, "run", wanted, rows=(16,))) for _ in range(2))
-    assert {record.operation for record in first} == {"matvec_gguf", "matmul_int8"}
+    assert {record.operation for record in first} == set(operations)
     assert [record.findings for record in first] == [record.findings for record in second]
     layers = [record for record in first if record.operation == "matvec_gguf"]
     assert {record.findings["accumulator bits"] for record in layers} == {"24"}
     assert all(record.findings["order"] != UNKNOWN and record.tree for record in layers)
     products = [record for record in first if record.operation == "matmul_int8"]
-    assert {record.findings["accumulator"] for record in products} == {"int32"}
+    assert all(record.findings["accumulator"] == "int32" for record in products)
 
 
 def test_the_command_probes_and_compares(tmp_path):
@@ -739,3 +763,23 @@ def test_a_wrong_command_is_one_message(arguments, message):
     result = CliRunner().invoke(app, ["fingerprint", *arguments])
     assert result.exit_code == 2
     assert message in result.output
+
+
+def test_where_elements_lack_the_range_one_of_each_block_is_looked_at():
+    """Neighbours differ by 2**6 at most, as in FP4, blocks of 16 by as much as masks a float32 sum."""
+
+    def product(pairs):
+        results = []
+        for a, b in pairs:
+            blocks = np.abs(a).reshape(len(a), -1, 16)
+            least = np.where(blocks == 0, np.inf, blocks).min(axis=-1, initial=np.inf)
+            if np.any(blocks.max(axis=-1) > 2.0**6 * least):
+                raise Unexpressible("the block has no scale for these")
+            results.append(of_terms(blocked(64))(a, b).astype(np.float64))
+        return results
+
+    spans = (Span(1, -3, 3), Span(16, -60, 60))
+    found = fingerprint(Probe(product, FLOAT32, FLOAT32, FLOAT32, spans, length=256), dependences=False)
+    assert found.values["order"] == "of every 16th term: 4 blocks of 64: sequential inside, sequential over"
+    assert found.values["accumulator bits"] == "24"
+    assert found.values["rounding of sums"] == "half to even"
