@@ -14,7 +14,6 @@ ROWS = [
     Row("conv2d_int8", "lenet-5/c3", 16, parameters={**_LAYER, "has_bias": False}),
     Row("conv2d_int8", "resnet-50/layer1.conv2", 1, parameters=_SAME),
     Row("conv2d_int8", "resnet-50/layer4.conv2", 1, parameters=_SAME),
-    Row("conv2d_int8", "resnet-50/layer1.conv2", 1, fill="outliers", parameters=_SAME),
 ]
 
 

@@ -22,8 +22,9 @@ ROWS = [
         for format in ("float8_e4m3fn", "float6_e2m3fn", "float4_e2m1fn")
     ),
     Row("matmul_nvfp4", _LAYER, 64),
-    *(Row("linear_nf4", _LAYER, batch, parameters={"input_format": "bfloat16"}) for batch in (1, 64)),
+    *(Row("linear_nf4", _LAYER, batch, parameters={"input_format": "bfloat16"}) for batch in (1, 16, 64)),
     *(Row("matvec_gguf", _LAYER, 1, parameters={"type": type}) for type in ("Q4_0", "Q8_0", "Q4_K", "Q6_K")),
+    Row("matvec_gguf", _LAYER, 16, parameters={"type": "Q4_K"}),
 ]
 
 

@@ -47,6 +47,8 @@ class Arena:
     def pack(self, value: Any) -> Message:
         """Return a message of a value; it holds until the next one is packed."""
         large: list[memoryview] = []
+        places: list[tuple[int, int]] = []
+        end = 0
 
         def apart(buffer: pickle.PickleBuffer) -> bool:
             """Take a buffer out of the pickle (False) if it is large and there is room."""
@@ -60,8 +62,6 @@ class Arena:
             large.append(raw)
             return False
 
-        places: list[tuple[int, int]] = []
-        end = 0
         pickled = pickle.dumps(value, protocol=5, buffer_callback=apart)
         for (start, length), raw in zip(places, large, strict=True):
             self.memory[start : start + length] = raw

@@ -126,8 +126,8 @@ def test_every_element_of_the_image_counts(examination: Examination) -> None:
     implementation = examination.implementation
     for parameters in _covering(_variants(implementation, *_GEOMETRY), 2):
         of_x, of_w, _ = _formats(parameters)
-        inputs, outputs, depth = _channels(parameters, 3, 4)
-        height, width = _spans(parameters, (3, 3), (2, 3))
+        inputs, outputs, depth = _channels(parameters, 3, 2)
+        height, width = _spans(parameters, (3, 3), (2, 2))
         images = inputs * height * width
         x = (np.eye(images).reshape(images, inputs, height, width) + _zero(of_x)).astype(np.int64)
         w = np.arange(outputs * depth * 9).reshape(outputs, depth, 3, 3) * 53 % 251 - 125 + _zero(of_w)

@@ -120,10 +120,10 @@ def test_sums_beyond_16_and_24_bits(examination: Examination) -> None:
             for a, b in ((of_a.maximum, of_b.maximum), (of_a.minimum, of_b.minimum), (of_a.maximum, of_b.minimum)):
                 yield f"all {a} times all {b}, K={k}", np.full((2, k), a), np.full((k, 3), b)
         half = 1 << 14
-        a = rng.integers(115, 127, (2, half), endpoint=True)
+        large = rng.integers(115, 127, (2, half), endpoint=True)
         up = rng.integers(100, 126, (half, 3), endpoint=True)
         down = -up + (np.arange(half) == half - 1)[:, None]
-        yield "up, then down", np.tile(a, 2) + _zero(of_a), np.concatenate([up, down]) + _zero(of_b)
+        yield "up, then down", np.tile(large, 2) + _zero(of_a), np.concatenate([up, down]) + _zero(of_b)
 
     _each(examination, inputs)
 

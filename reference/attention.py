@@ -59,7 +59,7 @@ _ARGUMENT = 4
 #: Roundings of a result beside those of its sums: normaliser, its reciprocal, scale.
 _EPILOGUE = 4
 #: More elements than this are not held at once.
-_AT_ONCE = 1 << 22
+_AT_ONCE = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -262,13 +262,13 @@ def attention_enclosure(
             for cache, name in ((key_cache, "key_scale"), (value_cache, "value_scale"))
         )
         rows = np.asarray(query[s], np.float64).reshape(tokens, shared, group, size).swapaxes(0, 1)
-        found = _attended(
+        of_heads = _attended(
             rows.reshape(shared, tokens * group, size), keys, values,
             np.repeat(visible(tokens, at.size, mask, window), group, axis=0),
             numbers, soft_cap is not None, (weight_precision, input_format), arithmetic,
         )  # fmt: skip
         exact[s], bound[s] = (
-            x.reshape(shared, tokens, group, width).swapaxes(0, 1).reshape(tokens, heads, width) for x in found
+            x.reshape(shared, tokens, group, width).swapaxes(0, 1).reshape(tokens, heads, width) for x in of_heads
         )
     with np.errstate(invalid="ignore", over="ignore"):
         found = within(exact, np.where(np.isnan(exact), 0.0, bound), float_format(input_format))

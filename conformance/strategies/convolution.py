@@ -73,8 +73,8 @@ def drawn_lengths(draw: Draw, chosen: Mapping[str, Any], sizes: Mapping[str, int
     while _work(lengths, chosen) > _WORK:
         least = dict(zip("HW", (max(1, span) for span in _spans(lengths, chosen)), strict=True))
         least["N"] = lengths["C"] if chosen["groups"] == "depthwise" else 1
-        longest = max("RSMNCHW", key=lambda symbol: lengths[symbol] - least.get(symbol, 1))
-        lengths[longest] = -(-lengths[longest] // 2)
+        widest = max("RSMNCHW", key=lambda symbol: lengths[symbol] - least.get(symbol, 1))
+        lengths[widest] = -(-lengths[widest] // 2)
         _whole(lengths, chosen, {})
     return lengths
 

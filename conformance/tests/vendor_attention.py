@@ -158,6 +158,24 @@ def in_parts(scores, seen, values, cast):
     return np.sum([w * y for w, y in zip(weights, results, strict=True)], axis=0, dtype=F)
 
 
+def _weights(scores, seen):
+    t = np.where(seen, scores, F(-np.inf))
+    top = t.max(axis=1, keepdims=True, initial=-np.inf)
+    w = np.exp(t - np.where(np.isneginf(top), F(0), top))
+    total = w.sum(axis=1, keepdims=True, dtype=F)
+    return w, np.where(total == 0, F(1), total)
+
+
+def with_epsilon(epsilon):
+    """Return vLLM's softmax, whose normaliser is never zero."""
+
+    def softmax(scores, seen, values, cast):
+        w, total = _weights(scores, seen)
+        return (w @ values) * (F(1) / (total + F(epsilon)))
+
+    return softmax
+
+
 def _backwards(n, step):
     return range(0, n, step)[::-1]
 
@@ -165,6 +183,7 @@ def _backwards(n, step):
 _right("blocks_backwards", softmax=online(_backwards, 16))
 _right("slot_by_slot", softmax=online(step=1))
 _right("base_two", softmax=in_base_two)
+_right("epsilon", Semantics(normaliser_epsilon=1e-6), softmax=with_epsilon(1e-6))
 _right("float64", Semantics(float_accumulator="float64", function_ulps=1.0), dtype=np.float64)
 _right("parts", Semantics(softmax_parts="several"), softmax=in_parts)
 _right("rounded", Semantics(probability_precision="activations", weight_precision="activations"),
@@ -369,19 +388,6 @@ def _total_in_float16(scores, seen, values, cast):
     return (w @ values) / total.astype(np.float16).astype(F)
 
 
-def _weights(scores, seen):
-    t = np.where(seen, scores, F(-np.inf))
-    top = t.max(axis=1, keepdims=True, initial=-np.inf)
-    w = np.exp(t - np.where(np.isneginf(top), F(0), top))
-    total = w.sum(axis=1, keepdims=True, dtype=F)
-    return w, np.where(total == 0, F(1), total)
-
-
-def _epsilon(scores, seen, values, cast):
-    w, total = _weights(scores, seen)
-    return (w @ values) / (total + F(1e-3))
-
-
 def _values_in_float16_sums(scores, seen, values, cast):
     w, total = _weights(scores, seen)
     return (w.astype(np.float16) @ values.astype(np.float16)).astype(F) / total
@@ -402,7 +408,7 @@ _wrong("nothing_seen_gives_the_mean", softmax=_empty_is_the_mean)
 _wrong("normaliser_not_rescaled", softmax=online(rescale_sum=False))
 _wrong("values_not_rescaled", softmax=online(rescale_values=False))
 _wrong("normaliser_in_float16", softmax=_total_in_float16, supports=EVERYWHERE)
-_wrong("normaliser_with_epsilon", softmax=_epsilon)
+_wrong("normaliser_with_epsilon", softmax=with_epsilon(1e-5), supports=EVERYWHERE)
 _wrong("float16_sums_undeclared", softmax=_values_in_float16_sums, supports=EVERYWHERE)
 _wrong("rounded_probabilities_undeclared", softmax=online(step=8), cast=_to_format,
        supports={**SUPPORTS, "cache_format": ("bfloat16", "int8"), "input_format": "bfloat16"})  # fmt: skip

@@ -140,7 +140,8 @@ def _register_linear() -> None:
         return _state(codes, absmax, codebook, block_size)
 
     def matmul_4bit(a: Tensor, bias: Tensor | None, *, prepared: Any) -> Tensor:
-        return bitsandbytes.matmul_4bit(a, *prepared, bias=bias)
+        packed, state = prepared
+        return bitsandbytes.matmul_4bit(a, packed, state, bias=bias)
 
     # In 16 bits the bias would have to be, too.
     to_activations = Semantics(weight_precision=WeightPrecision.ACTIVATIONS)

@@ -2,8 +2,8 @@
 
 `gguf` is the Python package that llama.cpp converts models with; it quantizes half of the types and dequantizes all.
 `libggml` is the library of llama-cpp-python, or that in the environment variable `LOWBIT_CTS_LIBGGML`, called through
-ctypes: ``ggml_quantize_chunk``, which quantizes files, and the ``to_float`` of ``ggml_get_type_traits``; of libggml-cpu
-beside it the ``from_float`` and ``vec_dot`` of ``ggml_get_type_traits_cpu``, with which ggml_mul_mat multiplies.
+ctypes: ``ggml_quantize_chunk``, which quantizes files, and the ``to_float`` of ``ggml_get_type_traits``; where
+libggml-cpu lies beside it, ``ggml_mul_mat``, too (`ggml_products`).
 """
 
 import ctypes
@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lowbit_cts.kernels import ActivationQuantization, Backend, Contraction, Semantics
-from lowbit_cts.reference.gguf.activations import ACTIVATION_ELEMENTS, ACTIVATION_TYPES
+from lowbit_cts.kernels import Backend, Contraction, Semantics
+from lowbit_cts.kernels.adapters import ggml_products
 from lowbit_cts.reference.gguf.layout import BLOCK_FORMATS
 from lowbit_cts.reference.gguf.types import GGML_TYPES
 
@@ -62,24 +62,6 @@ class _Traits(ctypes.Structure):
         ("type_size", ctypes.c_size_t),
         ("is_quantized", ctypes.c_bool),
         ("to_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
-    )
-
-
-_FROM_FLOAT = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
-_VEC_DOT = ctypes.CFUNCTYPE(
-    None, ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p,
-    ctypes.c_size_t, ctypes.c_int,
-)  # fmt: skip
-
-
-class _CpuTraits(ctypes.Structure):
-    """``struct ggml_type_traits_cpu``."""
-
-    _fields_ = (
-        ("from_float", _FROM_FLOAT),
-        ("vec_dot", _VEC_DOT),
-        ("vec_dot_type", ctypes.c_int),
-        ("nrows", ctypes.c_int64),
     )
 
 
@@ -132,41 +114,8 @@ def _libggml(path: str) -> Backend:
 
     cpu = Path(path).with_name(Path(path).name.replace("ggml-base", "ggml-cpu"))
     if cpu != Path(path) and cpu.exists():
-        _register_vec_dot(backend, str(cpu), memory)
+        ggml_products.register(backend, library, str(cpu), _address, memory)
     return backend
-
-
-def _register_vec_dot(backend: Backend, path: str, memory: dict[str, set[str]]) -> None:
-    """Register products of rows, one at a time, of libggml-cpu."""
-    library = ctypes.CDLL(path)
-    library.ggml_get_type_traits_cpu.restype = ctypes.POINTER(_CpuTraits)
-    library.ggml_get_type_traits_cpu.argtypes = (ctypes.c_int,)
-    library.ggml_cpu_init()  # tables that float16 is looked up in
-
-    def traits_of(type: str) -> _CpuTraits:
-        return library.ggml_get_type_traits_cpu(GGML_TYPES[type].code).contents
-
-    @backend.implements(
-        "matvec_gguf",
-        semantics=Semantics(activation_quantization=ActivationQuantization.GGML),
-        supports={"type": tuple(type for type in _TYPES if traits_of(type).vec_dot), **memory},
-    )
-    def vec_dot(a: np.ndarray, blocks: np.ndarray, *, type: str, out: np.ndarray) -> None:
-        fmt, traits, kind = BLOCK_FORMATS[type], traits_of(type), ACTIVATION_TYPES[type]
-        (m, k), (n, stored) = a.shape, blocks.shape
-        if GGML_TYPES[kind].code != traits.vec_dot_type:
-            raise RuntimeError(f"ggml's vec_dot_type of {type} is {traits.vec_dot_type}, not {kind}")
-        source, weights = _address(a, np.float32, fmt.elements), _address(blocks, np.uint8, fmt.bytes)
-        if k // fmt.elements * fmt.bytes != stored:
-            raise ValueError(f"blocks: rows of {stored} bytes do not hold {k} columns")
-        quantize = library.ggml_get_type_traits_cpu(traits.vec_dot_type).contents.from_float
-        activations = np.empty((m, k // ACTIVATION_ELEMENTS[kind] * GGML_TYPES[kind].block_bytes), np.uint8)
-        for row in range(m):
-            place = activations[row].ctypes.data
-            quantize(source.value + row * k * 4, place, k)
-            for column in range(n):
-                to = out[row, column:].ctypes.data
-                traits.vec_dot(k, to, 0, weights.value + column * stored, 0, place, 0, 1)
 
 
 _path = _library_path()

@@ -42,11 +42,14 @@ def _attention_paged(case: Case, semantics: Semantics) -> dict[str, Enclosure]:
     chosen = case.parameters
     found = attention.attention_enclosure(
         case.decoded("query", case.array("query")),
-        *(case.array(name) for name in ("key_cache", "value_cache", "block_table", "context_lengths")),
-        key_scale=case.arrays["key_scale"],
-        value_scale=case.arrays["value_scale"],
-        softmax_scale=case.array("softmax_scale"),
-        soft_cap=case.arrays["soft_cap"],
+        case.array("key_cache"),
+        case.array("value_cache"),
+        case.array("block_table"),
+        case.array("context_lengths"),
+        case.arrays["key_scale"],
+        case.arrays["value_scale"],
+        case.array("softmax_scale"),
+        case.arrays["soft_cap"],
         **{name: chosen[name] for name in ("cache_format", "input_format", "mask", "window")},
         **semantics.choices(_CHOICES),
     )

@@ -1,6 +1,7 @@
 """Convolution of quantized images: conv2d_int8."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from lowbit_cts.kernels.operation import Argument, Case, Operation, Parameter, Parameters, register
 from lowbit_cts.kernels.operations.onnx_operators import OUTPUT_CHOICES, format_of
@@ -20,9 +21,11 @@ def _per_channel(parameters: Parameters) -> tuple[str, ...]:
 
 
 def _conv2d(case: Case, semantics: Semantics) -> dict[str, Enclosure]:
-    arrays = [case.arrays[argument.name] for argument in case.operation.arguments]
-    given = {name: case.parameters[name] for name in ("x_format", "w_format", "y_format", *_GEOMETRY)}
-    return {"y": reference.conv2d_int8_enclosure(*arrays, **given, **semantics.choices(case.operation.semantics))}  # type: ignore[arg-type]
+    *arrays, bias = (argument.name for argument in case.operation.arguments)
+    given: dict[str, Any] = {name: case.array(name) for name in arrays}
+    given |= {name: case.parameters[name] for name in ("x_format", "w_format", "y_format", *_GEOMETRY)}
+    choices = semantics.choices(case.operation.semantics)
+    return {"y": reference.conv2d_int8_enclosure(**given, bias=case.arrays[bias], **choices)}
 
 
 def _length(axis: int, image: str, kernel: str) -> Callable[[Sizes, Parameters], int | None]:

@@ -379,7 +379,7 @@ def _bytes_in_row(sizes: Sizes, parameters: Parameters) -> int | None:
 matvec_gguf = register(
     Operation(
         name="matvec_gguf",
-        summary="vectors times weights in GGUF blocks: a @ dequantize(blocks).T, activations unquantized",
+        summary="vectors times weights in GGUF blocks: a @ dequantize(blocks).T",
         source="ggml-org/ggml, version 0.25.3: ggml_mul_mat of a quantized and a float32 tensor",
         arguments=(
             Argument("a", lambda p: "float32", lambda p: ("M", "K"), "activations, (M, K)"),

@@ -1,5 +1,7 @@
 """ONNX's quantized operators: dynamic_quantize_linear, matmul_integer, qlinear_matmul."""
 
+from typing import Any
+
 from lowbit_cts.kernels.operation import Argument, Case, Operation, Parameter, Parameters, register
 from lowbit_cts.kernels.semantics import Semantics
 from lowbit_cts.reference import onnx_operators as reference
@@ -102,10 +104,10 @@ matmul_integer = register(
 
 
 def _qlinear_matmul(case: Case, semantics: Semantics) -> dict[str, Enclosure]:
-    arrays = [case.array(argument.name) for argument in case.operation.arguments]
-    formats = {name: case.parameters[name] for name in ("a_format", "b_format", "y_format")}
+    given: dict[str, Any] = {argument.name: case.array(argument.name) for argument in case.operation.arguments}
+    given |= {name: case.parameters[name] for name in ("a_format", "b_format", "y_format")}
     choices = semantics.choices(case.operation.semantics)
-    return {"y": reference.qlinear_matmul_enclosure(*arrays, **formats, **choices)}
+    return {"y": reference.qlinear_matmul_enclosure(**given, **choices)}
 
 
 qlinear_matmul = register(

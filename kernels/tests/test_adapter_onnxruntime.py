@@ -6,7 +6,7 @@ import pytest
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from lowbit_cts.kernels import Case
+from lowbit_cts.kernels import OPERATIONS, Case
 from lowbit_cts.kernels.adapters import onnxruntime as adapter
 from lowbit_cts.kernels.adapters.onnxruntime import affine, products
 from lowbit_cts.kernels.adapters.onnxruntime.sessions import TYPES, run, session
@@ -254,3 +254,86 @@ def test_casts_to_e8m0_have_a_rule_of_their_own(saturate, round_mode, codes):
     y = np.empty(x.shape, np.uint8)
     run(session("Cast", inputs, outputs, attributes), {inputs[0]: x}, {outputs[0]: y})
     assert y.tolist() == codes
+
+
+def arrays_of(operation, **given):
+    """Return int32 zero points of 0 and scales of 1 beside the arrays given, in the operation's order."""
+    arrays = {}
+    for argument in OPERATIONS[operation].arguments:
+        default = np.float32(1) if argument.name.endswith("scale") else np.int32(0)
+        arrays[argument.name] = given.get(argument.name, None if argument.name == "bias" else np.array(default))
+    return arrays
+
+
+def test_the_quantized_product_rounds_before_the_zero_point():
+    """Sums 1, 3, 5, 7 over 2 with zero point 1: the definition of the order, [1, 3, 3, 5] outside."""
+    a, b = np.array([[1], [3], [5], [7]], np.uint8), np.ones((1, 1), np.int8)
+    name = f"QLinearMatMul_{products.suffix('uint8', 'int8')}"
+    arrays = arrays_of("qlinear_matmul", a=a, b=b, y_scale=np.float32(2), y_zero_point=np.int32(1))
+    formats = {"a_format": "uint8", "y_format": "uint8"}
+    codes, admissible = one(
+        returned(
+            "qlinear_matmul", name, arrays, **formats, activation_granularity="tensor", weight_granularity="tensor"
+        )
+    )
+    assert codes.ravel().tolist() == [1, 3, 3, 5]
+    assert admissible.all()
+
+
+def test_sums_of_the_integer_product_wrap():
+    k = 33026
+    arrays = arrays_of("matmul_integer", a=np.full((1, k), 255, np.uint8), b=np.full((k, 1), 255, np.uint8))
+    sums, admissible = one(returned("matmul_integer", "MatMulInteger_u8u8", arrays, weight_granularity="tensor"))
+    assert sums.item() == k * 255 * 255 - 2**32
+    assert admissible.all()
+
+
+@pytest.mark.parametrize("operator", ["MatMulInteger", "QLinearMatMul"])
+def test_a_zero_point_a_row_is_refused_upstream(operator):
+    """So it is not declared: onnxruntime#27897."""
+    zero, scale = np.uint8(0), np.float32(1)
+    row, scales = np.ones(2, np.uint8), np.ones(2, np.float32)
+    a, b = ("a", "uint8", ("M", "K")), ("b", "uint8", ("K", "N"))
+    if operator == "MatMulInteger":
+        inputs = (a, b, ("z", "uint8", ("M",)), ("u", "uint8", ()))
+        arrays, result = (np.ones((2, 3), np.uint8), np.ones((3, 1), np.uint8), row, zero), "int32"
+    else:
+        inputs = (a, ("s", "float32", ("M",)), ("z", "uint8", ("M",)), b, ("t", "float32", ()), ("u", "uint8", ()),
+                  ("v", "float32", ()), ("w", "uint8", ()))  # fmt: skip
+        arrays = (np.ones((2, 3), np.uint8), scales, row, np.ones((3, 1), np.uint8), scale, zero, scale, zero)
+        result = "uint8"
+    outputs = (("y", result, ("M", "N")),)
+    y = np.zeros((2, 1), FORMATS[result].carrier)
+    with pytest.raises(Exception, match=r"zero point|quantization|scale"):
+        run(session(operator, inputs, outputs), dict(zip(inputs, arrays, strict=True)), {outputs[0]: y})
+
+
+@pytest.mark.parametrize(("bits", "middle"), [(4, 8), (8, 128)])
+@pytest.mark.parametrize("mapping", ["symmetric", "asymmetric"])
+def test_weights_in_few_bits_are_packed_in_blocks(bits, middle, mapping):
+    """Activations of one 1 a row give the weights: the first code of a byte lowest, the last block short."""
+    rng = np.random.default_rng(0)
+    k, n = 40, 3  # a block of 32, and one of 8
+    codes = rng.integers(0, 1 << bits, (k, n)).astype(np.uint8)
+    scale = 2.0 ** rng.integers(-3, 3, (2, n)).astype(np.float32)
+    zero = rng.integers(0, 1 << bits, (2, n)).astype(np.int32) if mapping == "asymmetric" else None
+    arrays = {"a": np.eye(k, dtype=np.float32), "codes": codes, "scale": scale.astype(np.float32), "zero_point": zero,
+              "group_index": None, "bias": None}  # fmt: skip
+    parameters = {"input_format": "float32", "mapping": mapping, "group_size": 32, "granularity": "group",
+                  "act_order": False}  # fmt: skip
+    y, admissible = one(returned(f"matmul_w{bits}a16", "MatMulNBits", arrays, **parameters))
+    shift = np.repeat(middle if zero is None else zero, 32, axis=0)[:k] if zero is not None else middle
+    np.testing.assert_array_equal(y, (codes.astype(int) - shift) * np.repeat(scale, 32, axis=0)[:k])
+    assert admissible.all()
+
+
+def test_a_kernel_moves_over_an_image_padded_with_its_zero_point():
+    x, w = np.full((1, 1, 2, 2), 9, np.uint8), np.ones((1, 1, 3, 3), np.int8)
+    arrays = arrays_of("conv2d_int8", x=x, w=w, x_zero_point=np.int32(5))
+    name = f"QLinearConv_{products.suffix('uint8', 'int8')}"
+    geometry = {"strides": (1, 1), "pads": (1, 1, 1, 1), "dilations": (1, 1), "groups": 1}
+    codes, admissible = one(
+        returned("conv2d_int8", name, arrays, **geometry, weight_granularity="tensor", has_bias=False)
+    )
+    assert codes.ravel().tolist() == [16] * 4  # four codes of 9 - 5, and nothing beside them
+    assert admissible.all()

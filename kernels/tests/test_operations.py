@@ -11,7 +11,7 @@ from lowbit_cts.reference.formats import FORMATS, IntegerFormat
 
 #: Four groups of eight in a row; one nested block; codebooks of seven values; halves and words of a row.
 SIZES = {
-    "M": 6, "K": 32, "N": 5, "G": 4, "B": 1, "C": 7, "R": 3, "H": 16, "V": 3, "W": 9, "R": 3, "S": 6, "Q": 3, "D": 10, "E": 11,
+    "M": 6, "K": 32, "N": 5, "G": 4, "B": 1, "C": 7, "R": 3, "H": 16, "V": 3, "W": 9, "S": 6, "Q": 3, "D": 10, "E": 11,
 }  # fmt: skip
 #: Arguments that are codes, and fewer than their format has.
 FEWER_CODES = {("update_codebook", "codes"): SIZES["C"], ("pack_codes", "codes"): 16}

@@ -98,13 +98,11 @@ def _register_int4pack(backend: Backend) -> None:
 def _register_int8pack(backend: Backend) -> None:
     """Register int8 weights, (N, K), with a scale a column.
 
-    bfloat16 is read in whole, aligned steps: K is filled with zeros, and what begins elsewhere is copied.
+    K is read in whole steps, those of bfloat16 aligned: it is filled with zeros, and what begins elsewhere is copied.
     """
 
-    def prepare(
-        codes: Tensor, scale: Tensor, zero_point: None, group_index: None, *, input_format: str
-    ) -> tuple[Tensor, Tensor, int]:
-        missing = _missing(codes.shape[0], _STEP) if input_format == "bfloat16" else 0
+    def prepare(codes: Tensor, scale: Tensor, zero_point: None, group_index: None) -> tuple[Tensor, Tensor, int]:
+        missing = _missing(codes.shape[0], _STEP)
         return _aligned(pad(codes.t(), (0, missing)).contiguous()), scale.contiguous(), missing
 
     @backend.implements(

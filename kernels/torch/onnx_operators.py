@@ -1,5 +1,6 @@
 """ONNX's quantized operators in torch: wide products, and _int_mm with the zero points as corrections."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -95,7 +96,7 @@ def register_composed(backend: Backend, build: Build, arithmetic: Semantics) -> 
         return codes(acc, a_scale.reshape(-1, 1) * b_scale, y_scale, y_zero_point, *limits, carrier(y_format))
 
     dynamic = build(_dynamic_quantize)
-    semantics = Semantics(**{**vars(arithmetic), "zero_scale": ZeroScale.ONE})
+    semantics = replace(arithmetic, zero_scale=ZeroScale.ONE)
 
     @backend.implements("dynamic_quantize_linear", name="composed", semantics=semantics)
     def dynamic_quantize_linear(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

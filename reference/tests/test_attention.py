@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +11,14 @@ import pytest
 from lowbit_cts.reference import attention as subject
 from lowbit_cts.reference.accumulators import Accumulator
 from lowbit_cts.reference.attention import attention_enclosure, probabilities_room, slots, visible
+from lowbit_cts.reference.enclosure import Enclosure
 from lowbit_cts.reference.encoding import encode, round_to_format
 from lowbit_cts.reference.formats import FORMATS, IntegerFormat, decode, float_format
 
 F = np.float32
+#: Choices may be given by value.
+ENCLOSURE: Callable[..., Enclosure] = attention_enclosure
+ROOM: Callable[..., float] = probabilities_room
 FORMATS_OF_CACHES = ("float32", "float16", "bfloat16", *subject.QUANTIZED)
 
 
@@ -21,11 +26,11 @@ FORMATS_OF_CACHES = ("float32", "float16", "bfloat16", *subject.QUANTIZED)
 class Problem:
     """Arguments and parameters of `attention_enclosure`."""
 
-    arrays: tuple
-    parameters: dict
+    arrays: tuple[Any, ...]
+    parameters: dict[str, Any]
 
-    def enclosure(self, **choices):
-        return attention_enclosure(*self.arrays, **self.parameters, **choices)
+    def enclosure(self, **choices: Any) -> Enclosure:
+        return ENCLOSURE(*self.arrays, **self.parameters, **choices)
 
     def with_(self, position: int, array) -> "Problem":
         return replace(self, arrays=(*self.arrays[:position], array, *self.arrays[position + 1 :]))
@@ -269,7 +274,7 @@ def test_kernels_in_float64_lie_inside_too():
 def test_weights_rounded_to_float16_lie_inside_as_declared():
     p = problem(4, cache_format="int8", input_format="float16", contexts=(40, 9), sharpness=2.0)
     query, keys, values, *rest = p.arrays
-    rounded = [encode(round_to_format(F(x) * F(s), float_format("float16")), float_format("float16"))
+    rounded = [encode(round_to_format(np.asarray(x, F) * F(s), float_format("float16")), float_format("float16"))
                for x, s in ((keys, rest[2]), (values, rest[3]))]  # fmt: skip
     dequantized = Problem((query, *rounded, *rest[:2], None, None, *rest[4:]),
                           {**p.parameters, "cache_format": "float16"})  # fmt: skip
@@ -306,14 +311,14 @@ def test_probabilities_sum_to_one_to_within_their_room():
         at = slots(table[0], context, block, len(p.arrays[2]))
         values = np.zeros_like(p.arrays[2])
         values[at // block, at % block, :, np.arange(context)] = 1
-        room = probabilities_room(context, "float32")
+        room = ROOM(context, "float32")
         assert room < (6 * context + 20) * 2.0**-24
         for kernel in (plainly, online(1), slot_by_slot):
             sums = computed(p.with_(2, values), kernel).sum(axis=-1)
             assert np.abs(sums - 1).max() <= room
     assert np.abs(computed(p.with_(2, values * F(1.0001)), plainly).sum(axis=-1) - 1).max() > room
-    assert probabilities_room(9, "float16") < probabilities_room(9, "float16", probability_precision="activations")
-    assert probabilities_room(9, "float32", softmax_parts="several") == np.inf
+    assert ROOM(9, "float16") < ROOM(9, "float16", probability_precision="activations")
+    assert ROOM(9, "float32", softmax_parts="several") == np.inf
 
 
 def test_scores_of_zero_leave_nothing_where_the_mean_is_exact():
@@ -452,7 +457,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_fall_outside(fault):
-    window = {"mask": "window", "window": 16} if "window" in fault else {}
+    window: dict[str, Any] = {"mask": "window", "window": 16} if "window" in fault else {}
     for input_format in ("float32", "float16"):
         if input_format == "float16" and "thousandth" in fault:
             continue

@@ -212,3 +212,24 @@ def test_vanishing_ranges_give_scales_that_are_not_negative_and_codes(x, zero_sc
             )
             for enclosure, least, most in ((found["scale"], 0, np.inf), (found["zero_point"], -128, 127)):
                 assert least <= enclosure.lo <= enclosure.exact <= enclosure.hi <= most
+
+
+@pytest.mark.parametrize("format", ["int8", "uint8", "uint4"])
+@pytest.mark.parametrize("range_rule", RangeRule)
+def test_a_range_of_nothing_counts_as_one(format, range_rule):
+    """As in ONNX's evaluator of DynamicQuantizeLinear, (1 / 255) of zeros; other ranges stay what they are."""
+    qmin, qmax = integer_format(format).codes()
+    x = np.array([[0.0, 0.0], [0.25, 0.5], [-1.0, 2.0], [3.0, 3.0]])
+    choices = {"format": format, "granularity": "axis", "axis": 0, "range_rule": range_rule}
+    found = choose_qparams_enclosure(x, **choices, zero_scale=ZeroScale.UNIT_RANGE)
+    usual = choose_qparams_enclosure(x, **choices, zero_scale=ZeroScale.ZERO)
+    assert found["scale"].exact[0] == np.float32(1) / np.float32(qmax - qmin)
+    assert found["zero_point"].exact[0] == qmin
+    for name in found:
+        np.testing.assert_array_equal(found[name].exact[1:3], usual[name].exact[1:3])
+    constant = np.float32(1) / np.float32(qmax - qmin)
+    expected = constant if range_rule is RangeRule.AS_OBSERVED else usual["scale"].exact[3]
+    assert found["scale"].exact[3] == expected
+    symmetric = choose_qparams_enclosure(x, format=format, mapping="symmetric", zero_scale="unit_range",
+                                         granularity="axis", axis=0)  # fmt: skip
+    assert symmetric["scale"].exact[0] == np.float32(1) / np.float32(qmax - (0 if qmin else (qmax + 1) // 2))

@@ -5,9 +5,10 @@ of a byte in its lowest bits. Graph optimizations are off, so that the operator 
 
 Not declared, since onnxruntime has no kernel for it or refuses it in the call: bfloat16 in QuantizeLinear and
 DequantizeLinear, QuantizeLinear of float16 by a float32 scale, scales and zero points a token in MatMulIntegerToFloat
-(it takes a vector of scales for those of columns), casts of 4- and 6-bit floats. Not declared, since the suite has no
-name for its rule: casts to E8M0, where what lies below the smallest number is NaN (``saturate=0``), or negative numbers
-become the smallest (``saturate=1``).
+(it takes a vector of scales for those of columns), zero points a token in MatMulInteger and QLinearMatMul, results of
+another type than the first operand's in QLinearMatMul and QLinearConv, casts of 4- and 6-bit floats. Not declared,
+since the suite has no name for its rule: casts to E8M0, where what lies below the smallest number is NaN
+(``saturate=0``), or negative numbers become the smallest (``saturate=1``).
 """
 
 import onnxruntime

@@ -3,6 +3,8 @@
 B is (N, blocks, bytes of a block), the first code of a byte in its lowest bits; scales and zero points are (N, blocks),
 the latter packed as the codes are. Without zero points the middle of the codes stands for 0. The accuracy level is 0:
 products in float32.
+
+With g_idx, which is of 4 bits alone, zero points are ignored, so those are not declared there.
 """
 
 from collections.abc import Callable
@@ -60,19 +62,6 @@ def multiply(a, bias, *, input_format, mapping, act_order, out, prepared):
     run(prepared, given(inputs, a, None, None, None, None), {outputs[0]: out})
 
 
-def register(backend: Backend) -> None:
-    """Register both widths, and 4 bits with a group a row."""
-    for bits in (4, 8):
-        held: Callable[..., Any] = _named(bits)
-        backend.implements(
-            f"matmul_w{bits}a16", name="MatMulNBits", semantics=ONNX, prepare=held,
-            supports={
-                "format": f"uint{bits}", "group_size": (128, 64, 32), "mapping": ("symmetric", "asymmetric"),
-                "input_format": ("float32", "float16"),
-            },
-        )(multiply)  # fmt: skip
-
-
 def _named(bits: int) -> Callable[..., Any]:
     def prepare(codes, scale, zero_point, group_index, *, group_size, input_format, mapping, act_order):
         return hold(
@@ -81,3 +70,17 @@ def _named(bits: int) -> Callable[..., Any]:
         )  # fmt: skip
 
     return prepare
+
+
+def register(backend: Backend) -> None:
+    """Register both widths, and 4 bits with a group for every row of the weights, without zero points."""
+    formats = {"input_format": ("float32", "float16"), "group_size": (128, 64, 32)}
+    for bits in (4, 8):
+        supports = {**formats, "format": f"uint{bits}", "mapping": ("symmetric", "asymmetric")}
+        backend.implements(
+            f"matmul_w{bits}a16", name="MatMulNBits", semantics=ONNX, prepare=_named(bits), supports=supports
+        )(multiply)
+    backend.implements(
+        "matmul_w4a16", name="MatMulNBits_g_idx", semantics=ONNX, prepare=_named(4),
+        supports={**formats, "format": "uint4", "act_order": True},
+    )(multiply)  # fmt: skip
