@@ -144,7 +144,7 @@ def affine_weights(
         return dequantized(exactly(values), weight_precision, activations)
     apart = np.maximum(np.abs(codes), np.abs(codes - middle)) + np.maximum(np.abs(z), np.abs(z - middle))
     parts = tuple(part * s for part in (codes, z, codes - middle, z - middle))
-    return dequantized(exactly(values, apart * s), weight_precision, activations, roundings=3, parts=parts)
+    return dequantized(exactly(values, apart * s, parts), weight_precision, activations, roundings=3, parts=parts)
 
 
 def float8_matrix(codes: np.ndarray, scale: np.ndarray, *, format: str, scaling: str, axis: int) -> Operand:
@@ -264,12 +264,16 @@ def gguf_weights(
     levels, scale, offset = _finite_parts(blocks, type)
     scaled = scale[..., None] * levels
     shift = np.zeros(()) if offset is None else offset[..., None]
+    parts = [scaled, np.broadcast_to(shift, scaled.shape)]
     apart = np.abs(scaled) + np.abs(shift)
     if dequantize_form is DequantizeForm.SCALE_FIRST:
-        apart = apart + 2 * np.abs(scale)[..., None] * abs(float(fmt.levels.min()))
+        lowest = np.broadcast_to(scale[..., None] * float(fmt.levels.min()), scaled.shape)
+        parts.append(lowest)
+        apart = apart + 2 * np.abs(lowest)
     shape = blocks.shape[0], blocks.shape[1] // fmt.bytes * fmt.elements
-    values, magnitude, scaled = (x.reshape(shape) for x in (scaled + shift, apart, scaled))
-    return dequantized(exactly(values, magnitude), weight_precision, activations, roundings=3, parts=(scaled,))
+    values, magnitude, *parts = (x.reshape(shape) for x in (scaled + shift, apart, *parts))
+    operand = exactly(values, magnitude, tuple(parts))
+    return dequantized(operand, weight_precision, activations, roundings=3, parts=(parts[0],))
 
 
 def ggml_factors(

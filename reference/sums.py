@@ -42,23 +42,41 @@ class Operand:
         At least their magnitudes: the sum of those of the parts that a kernel may multiply apart (q s and z s).
     error : ndarray of float64
         How far the numbers that the kernel multiplies may be from `values`.
+    finest : ndarray of float64 or None
+        Powers of two that divide the numbers, and their parts; None is the `quantum` of the numbers.
     """
 
     values: np.ndarray
     magnitude: np.ndarray
     error: np.ndarray
+    finest: np.ndarray | None = None
 
     @property
     def T(self) -> "Operand":
         """The transposed operand."""
-        return Operand(self.values.T, self.magnitude.T, self.error.T)
+        finest = None if self.finest is None else self.finest.T
+        return Operand(self.values.T, self.magnitude.T, self.error.T, finest)
+
+    def quanta(self) -> np.ndarray:
+        """Return the powers of two that divide the numbers and their parts."""
+        return quantum(self.values) if self.finest is None else self.finest
 
 
-def exactly(values: np.ndarray, magnitude: np.ndarray | None = None) -> Operand:
-    """Return an operand that reaches the products unrounded."""
+def exactly(values: np.ndarray, magnitude: np.ndarray | None = None, parts: tuple[np.ndarray, ...] = ()) -> Operand:
+    """Return an operand that reaches the products unrounded.
+
+    Parameters
+    ----------
+    values : ndarray
+    magnitude : ndarray or None
+        The sum of the magnitudes of the parts that may be multiplied apart; None where there is one.
+    parts : tuple of ndarray
+        Those parts: where they cancel, their sum is a multiple of more than they are.
+    """
     values = np.asarray(values, np.float64)
     whole = np.abs(values) if magnitude is None else magnitude
-    return Operand(values, whole, np.zeros_like(values))
+    finest = np.minimum.reduce([quantum(part) for part in (values, *parts)]) if parts else None
+    return Operand(values, whole, np.zeros_like(values), finest)
 
 
 def rounded(operand: Operand, fmt: FloatFormat, roundings: int, parts: np.ndarray | bool = True) -> Operand:
@@ -142,7 +160,7 @@ def inner_products(a: Operand, b: Operand) -> Sums:
         value = a.values @ b.values
         magnitude = a.magnitude @ b.magnitude
         k = a.values.shape[1]
-        finest = _finest(a.values, b.values)
+        finest = _finest(a, b)
         whole = magnitude <= 2.0**53 * finest
         error = np.where(whole, 0.0, gamma(k, _U64) * magnitude)
         if a.error.any():
@@ -153,12 +171,12 @@ def inner_products(a: Operand, b: Operand) -> Sums:
     return Sums(value, error, magnitude, finest, terms, k)
 
 
-def _finest(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _finest(a: Operand, b: Operand) -> np.ndarray:
     """Return a power of two, (M, N), that divides every product; of rows of a with few nonzeros the largest such."""
-    of_a, of_b = quantum(a), quantum(b)
+    of_a, of_b = a.quanta(), b.quanta()
     finest = of_a.min(axis=1, initial=np.inf)[:, None] * of_b.min(axis=0, initial=np.inf)
-    for row in np.flatnonzero(np.count_nonzero(a, axis=1) <= _FEW):
-        at = np.flatnonzero(a[row])
+    for row in np.flatnonzero(np.count_nonzero(a.magnitude, axis=1) <= _FEW):
+        at = np.flatnonzero(a.magnitude[row])
         finest[row] = (of_a[row, at, None] * of_b[at]).min(axis=0, initial=np.inf)
     return np.where(np.isnan(finest), np.inf, finest)
 

@@ -182,3 +182,17 @@ def test_accumulators_have_names():
     assert str(Accumulator.FLOAT32) == "float32"
     assert str(Accumulator(14, chunk=16)) == "14 bits of float32, chunks of 16, half_even"
     assert Accumulator.parse("int32") is Accumulator.INT32
+
+
+def test_parts_that_cancel_keep_the_sum_from_being_exact():
+    """2**30 + 1 - 2**30 is 1, but not where a kernel adds the parts in float32 apart."""
+    big = np.full((1, 1), 2.0**30)
+    parts = (big + 1, big)
+    together, apart = exactly(np.ones((1, 1))), exactly(np.ones((1, 1)), big + 1 + big, parts)
+    one = exactly(np.ones((1, 1)))
+    assert enclosed(inner_products(one, together), Accumulator.FLOAT32, FLOAT32, 0).hi[0, 0] == 1
+    found = enclosed(inner_products(one, apart), Accumulator.FLOAT32, FLOAT32, 0)
+    assert found.admits(np.zeros((1, 1))).all()
+    fine = exactly(np.full((1, 1), 1.0), np.full((1, 1), 2.5), (np.full((1, 1), 1.75), np.full((1, 1), 0.75)))
+    assert fine.quanta()[0, 0] == 0.25
+    assert fine.T.quanta()[0, 0] == 0.25
