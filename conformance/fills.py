@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from lowbit_cts.reference.encoding import encode
-from lowbit_cts.reference.formats import FloatFormat, IntegerFormat, decode, float_format
+from lowbit_cts.reference.formats import FORMATS, FloatFormat, IntegerFormat, decode, float_format
 
 Generator = np.random.Generator
 _MAX = float(np.finfo(np.float32).max)
@@ -16,6 +16,24 @@ SPECIALS = np.array(
     [0.0, -0.0, _TINY, -_TINY, 1e-38, -1e-38, 2.0**31, -(2.0**31), 3e9, -3e9, 2.0**32, 1e20, -1e20, _MAX, -_MAX,
      np.inf, -np.inf, np.nan]
 )  # fmt: skip
+
+
+#: Bits of NaN whose payload is easily lost: in the lowest bits, in the highest, in all, without the quiet bit.
+NAN_CODES = {
+    "float16": np.array([0x7C01, 0x7DFF, 0x7E00, 0x7FFF], np.uint16),
+    "bfloat16": np.array([0x7F81, 0x7FBF, 0x7FC0, 0x7FFF], np.uint16),
+    "float32": np.array([0x7F800001, 0x7F801000, 0x7F900000, 0x7FBFFFFF, 0x7FC00000, 0x7FFFFFFF], np.uint32),
+    "float64": np.array(
+        [0x7FF0000000000001, 0x7FF0000020000000, 0x7FF7FFFFFFFFFFFF, 0x7FF8000000000000, 0x7FFFFFFFFFFFFFFF], np.uint64
+    ),
+}
+
+
+def nans(format: str) -> np.ndarray:
+    """Return NaN of both signs and of every kind of payload, in the carrier of a wide format."""
+    codes = NAN_CODES[format]
+    sign = codes.dtype.type(1 << (8 * codes.itemsize - 1))
+    return np.concatenate([codes, codes | sign]).view(FORMATS[format].carrier)
 
 
 def powers_of_two(rng: Generator, shape: tuple[int, ...], low: int = -6, high: int = 6) -> np.ndarray:

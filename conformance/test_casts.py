@@ -8,7 +8,7 @@ import pytest
 
 from lowbit_cts.conformance.checks import Violation
 from lowbit_cts.conformance.examination import Examination, Refused, Trial
-from lowbit_cts.conformance.fills import SPECIALS, boundaries, neighbours
+from lowbit_cts.conformance.fills import NAN_CODES, SPECIALS, boundaries, nans, neighbours
 from lowbit_cts.kernels import Case, Implementation
 from lowbit_cts.reference.casts import cast_float, is_cast
 from lowbit_cts.reference.encoding import encode
@@ -84,6 +84,14 @@ def test_special_values(examination: Examination) -> None:
     for source, target in _casts(examination, _narrows):
         values = np.concatenate([SPECIALS, [-np.nan, 448, 449, 464, 465, -465, 57344, 61439, 61440, 65504, -61440]])
         _examine(examination, source, target, encode(values, float_format(source)), "special values")
+
+
+def test_nan_payloads(examination: Examination) -> None:
+    """A NaN is a NaN whatever its payload: in the lowest bits alone, which a cast drops, or in all, which carry."""
+    for source, target in _casts(examination, lambda source, target: source.name in NAN_CODES):
+        numbers = np.array([1.0, -2.0])
+        codes = numbers if source == "float64" else encode(numbers, float_format(source))
+        _examine(examination, source, target, np.concatenate([nans(source), codes]), "NaN of every payload")
 
 
 def test_every_16_bit_input(examination: Examination) -> None:

@@ -329,6 +329,25 @@ def test_invalid_scale(examination: Examination) -> None:
     examination.for_all(check, variants=())
 
 
+#: Elements along an axis that are as many as in a layer of a large model, and no round number.
+_LONG = {"M": 517, "N": 16411, "K": 16411, "H": 8203, "W": 2053, "B": 9433}
+
+
+def _plain_axes(implementation: Implementation) -> bool:
+    chosen = next(implementation.operation.combinations(implementation.supports, tuple(implementation.supports)))
+    symbols = {s for a in implementation.operation.arguments if a.present(chosen) for s in a.shape(chosen)}
+    return symbols - set(implementation.operation.derived) <= set(_LONG)
+
+
+@pytest.mark.applies(to=_plain_axes)
+def test_long_axes(examination: Examination) -> None:
+    """One axis as long as in a large model, the others short: nothing changes beyond some length."""
+    axes = _axes(examination)
+    for axis in axes:
+        sizes = dict.fromkeys(axes, 2) | {axis: _LONG[axis]}
+        examination.for_all(lambda trial: trial.enclosed(trial.call().results[0]), sizes=sizes, variants=(), examples=2)
+
+
 @pytest.mark.exhaustive
 def test_more_than_two_to_the_31_elements(examination: Examination) -> None:
     """Beyond 2**31 elements every repetition of the inputs gives the results of the first: indices have 64 bits."""

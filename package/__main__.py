@@ -53,7 +53,7 @@ def operations(
     """Print the operations: arguments by position, parameters with their values, the semantics that matter."""
     if name is None:
         for operation in OPERATIONS.values():
-            typer.echo(f"{operation.name:24}{operation.summary}")
+            typer.echo(f"{operation.name:27}{operation.summary}")
         return
     if name not in OPERATIONS:
         _fail(f"unknown operation {name!r}; admissible: {', '.join(OPERATIONS)}")

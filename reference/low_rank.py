@@ -30,8 +30,10 @@ def _summed(sums: Sums, accumulator: Accumulator, kept: FloatFormat) -> Operand:
 
 
 def _together(one: Sums, other: Sums) -> Sums:
+    with np.errstate(invalid="ignore"):
+        value = one.value + other.value
     return Sums(
-        one.value + other.value, one.error + other.error, one.magnitude + other.magnitude,
+        value, one.error + other.error, one.magnitude + other.magnitude,
         np.minimum(one.quantum, other.quantum), one.terms + other.terms, one.length + other.length,
     )  # fmt: skip
 

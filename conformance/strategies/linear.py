@@ -66,7 +66,8 @@ def _weight_only(draw: Draw, operation: Operation, chosen: dict, regime: str, si
     group = chosen["group_size"]
     groups = -(-k // group) if group else None
     place = (n,) if groups is None else (groups, n)
-    scale = fills.powers_of_two(rng, place, -5, -2) if exact else fills.scales(rng, place)
+    scale = fills.powers_of_two(rng, place, -5, -2) if exact else fills.scales(rng, place) * _smaller(rng)
+    scale = np.maximum(scale, 2.0**-24)  # the smallest of float16
     zero = rng.integers(fmt.minimum, fmt.maximum, place, endpoint=True)
     index = None
     if chosen["act_order"]:  # whole groups, shuffled, as sorting by the Hessian's diagonal makes them
@@ -95,8 +96,14 @@ def element_codes(rng: Generator, shape: tuple[int, ...], format: str, exact: bo
     return rng.choice(np.flatnonzero(usable), shape).astype(fmt.carrier)
 
 
+def _smaller(rng: Generator) -> float:
+    """Return a power of two for all scales of a case: that of normal weights, smaller, subnormal in float16."""
+    return float(rng.choice([1.0, 2.0**-6, 2.0**-13]))
+
+
 def _scale(rng: Generator, shape: tuple[int, ...], exact: bool) -> np.ndarray:
-    return np.asarray(fills.powers_of_two(rng, shape, -2, 2) if exact else fills.scales(rng, shape), np.float32)
+    scale = fills.powers_of_two(rng, shape, -2, 2) if exact else fills.scales(rng, shape) * _smaller(rng)
+    return np.asarray(scale, np.float32)
 
 
 @draws("matmul_float8")
@@ -112,10 +119,14 @@ def _matmul_float8(draw: Draw, operation: Operation, chosen: dict, regime: str, 
     if regime == "special" and a.size:
         nan = np.flatnonzero(np.isnan(decode(np.arange(256), float_format(chosen["a_format"]))))
         a[rng.integers(m), rng.integers(k)] = rng.choice(nan)
+    b = element_codes(rng, (k, n), chosen["b_format"], exact)
+    if regime == "special" and b.size and rng.random() < 0.5:
+        nan = np.flatnonzero(np.isnan(decode(np.arange(256), float_format(chosen["b_format"]))))
+        b[rng.integers(k), rng.integers(n)] = rng.choice(nan)
     arrays = {
         "a": a,
         "a_scale": _scale(rng, of_a, exact),
-        "b": element_codes(rng, (k, n), chosen["b_format"], exact),
+        "b": b,
         "b_scale": _scale(rng, of_b, exact),
         "bias": bias_of(rng, chosen, n, exact),
     }

@@ -58,7 +58,9 @@ def _low_rank(draw: Draw, operation: Operation, chosen: dict, regime: str, sizes
         "b": _factor(rng, (k, n), format, exact),
         "down": _factor(rng, (k, r), format, exact),
         "up": _factor(rng, (r, n), format, exact),
-        "scaling": np.asarray(2.0 ** rng.integers(-1, 2) if exact else rng.uniform(0.3, 2.0), np.float32),
+        "scaling": np.asarray(
+            2.0 ** rng.integers(-1, 2) if exact else rng.uniform(0.3, 2.0) * rng.choice([1.0, 2.0**-13]), np.float32
+        ),
         "bias": bias_of(rng, chosen, n, exact),
     }
     arrays = {argument.name: arrays[argument.name] for argument in operation.arguments}
