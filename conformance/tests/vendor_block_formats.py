@@ -134,7 +134,7 @@ def rounds_maxima_to_one_bit(x):
 def of_transformer_engine(x, *, format):
     """Take no notice of NaN beside numbers, and saturate the scale of an infinity."""
     blocks = blocks_of(x)
-    maximum = np.nan_to_num(np.fmax.reduce(np.abs(blocks), axis=2, initial=F(0)), nan=0.0, posinf=np.inf)
+    maximum = np.where(np.isnan(blocks), F(0), np.abs(blocks)).max(axis=2, initial=F(0))
     scale = np.where(np.isinf(maximum), 254, power_of(np.where(np.isinf(maximum), 1, maximum), "rceil", format))
     scale = np.clip(scale, 0, 254).astype(np.uint8)
     return elements_of(blocks, scale, format), scale
@@ -205,7 +205,7 @@ def scales_of_eight_bits(codes, scale, *, format):
 @right.implements("quantize_nvfp4", semantics=PRESETS["transformer_engine"], supports=BOTH)
 def nvfp4_of_transformer_engine(x, global_scale):
     def maximum(blocks):
-        return np.nan_to_num(np.fmax.reduce(np.abs(blocks), axis=2, initial=F(0)), nan=0.0, posinf=np.inf)
+        return np.where(np.isnan(blocks), F(0), np.abs(blocks)).max(axis=2, initial=F(0))
 
     return nvfp4(
         x,
