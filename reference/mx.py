@@ -87,8 +87,8 @@ def block_maxima(x: np.ndarray, size: int, nan_in_block: NanInBlock) -> np.ndarr
     blocks = in_blocks(x, size)
     if nan_in_block is NanInBlock.NAN_SCALE:
         return np.maximum(blocks.max(-1), -blocks.min(-1)) + 0.0  # no -0
-    numbers = np.maximum(np.fmax.reduce(blocks, -1), -np.fmin.reduce(blocks, -1)) + 0.0
-    return np.where(np.isnan(numbers), 0.0, numbers).astype(x.dtype)
+    # Not fmax, which makes a NaN of a signaling one.
+    return np.where(np.isnan(blocks), 0, np.abs(blocks)).max(-1, initial=0).astype(x.dtype)
 
 
 def check_scales(scales: np.ndarray, shape: tuple[int, ...], size: int) -> None:

@@ -21,6 +21,7 @@ from lowbit_cts.reference.formats import FORMATS, decode
 from lowbit_cts.reference.mx import (
     MX_BLOCK,
     MX_FORMATS,
+    block_maxima,
     choose_scale_mx,
     decode_element_mx,
     dequantize_mx,
@@ -659,3 +660,12 @@ def test_choices_that_are_none_are_an_error():
     for format in ("int8", "float4_e2m1fn"):
         with raises("random", "stochastic rounding needs numbers"):
             quantize_mx(GOOD, format=format, rounding="stochastic")
+
+
+def test_a_signaling_nan_is_ignored_like_any_other():
+    """IEEE 754-2019, maximumNumber: the number beside a NaN, whichever its payload."""
+    x = np.ones((1, 32), np.float32)
+    for code in (0x7F800001, 0x7FBFFFFF, 0x7FC00000, 0xFF800001, 0xFFFFFFFF):
+        x[0, 5] = np.array([code], np.uint32).view(np.float32)[0]
+        assert block_maxima(x, 32, NanInBlock.IGNORED)[0, 0] == 1
+        assert np.isnan(block_maxima(x, 32, NanInBlock.NAN_SCALE)[0, 0])
