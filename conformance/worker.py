@@ -116,7 +116,11 @@ def answer(message: Message) -> Message:
 
 def execute(call: Call) -> Reply:
     """Run the call, and return what was observed."""
-    implementation = _implementations[call.operation, call.implementation]
+    implementation = _implementations.get((call.operation, call.implementation))
+    if implementation is None:
+        raise LookupError(
+            f"{call.operation}/{call.implementation} was not registered when its module was imported again"
+        )
     operation = OPERATIONS[call.operation]
     first = Case(operation, call.parameters, _shapes_of(operation.arguments, call))
     buffers: dict[str, Buffer | None] = {}
