@@ -48,8 +48,9 @@ def test_the_exact_regime_leaves_no_room(implementation):
             wide += int(np.sum((enclosure.lo != enclosure.hi) & ~np.isnan(enclosure.exact)))
             total += enclosure.exact.size
     assert total > 500 or implementation.operation.name.startswith("choose_")  # a number a case
-    # Ranges that miss a whole number of steps, and 16-bit inputs that are rounded, stay: few.
-    allowed = 0.35 if implementation.operation.name == "choose_qparams_affine" else 0.0
+    # Ranges that miss a whole number of steps, and 16-bit inputs that are rounded, stay: few. LLM.int8()'s scale of
+    # 1 / 127**2 always rounds, which now and then is seen in 16 bits.
+    allowed = {"choose_qparams_affine": 0.35, "matmul_llm_int8": 0.1}.get(implementation.operation.name, 0.0)
     assert wide <= allowed * total
 
 
