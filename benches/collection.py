@@ -1,4 +1,4 @@
-"""The pytest plugin that finds the benches, wherever they are installed and whatever the project calls its own tests."""
+"""The pytest plugin that finds the benches, wherever they are installed and whatever a project names its tests."""
 
 from pathlib import Path
 
