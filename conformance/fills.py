@@ -19,7 +19,7 @@ SPECIALS = np.array(
 
 
 #: Bits of NaN whose payload is easily lost: in the lowest bits, in the highest, in all, without the quiet bit.
-NAN_CODES = {
+NAN_CODES: dict[str, np.ndarray] = {
     "float16": np.array([0x7C01, 0x7DFF, 0x7E00, 0x7FFF], np.uint16),
     "bfloat16": np.array([0x7F81, 0x7FBF, 0x7FC0, 0x7FFF], np.uint16),
     "float32": np.array([0x7F800001, 0x7F801000, 0x7F900000, 0x7FBFFFFF, 0x7FC00000, 0x7FFFFFFF], np.uint32),
