@@ -35,6 +35,13 @@ with warnings.catch_warnings():  # quantized tensors are deprecated, which torch
     torch.quantize_per_tensor(torch.zeros(1), 1.0, 0, torch.qint8)
 
 
+#: Families of kernels composed of plain operators.
+_COMPOSED = (
+    packing, sparse24, requantization, block_formats, codebooks, binary, gguf, linear, structured,
+    onnx_operators, convolution,
+)  # fmt: skip
+
+
 def _eager(name: str, device: str) -> Backend:
     # The searches of K-quants take seconds on a slow machine.
     backend = Backend(name, version=torch.__version__, arrays="torch", device=device, timeout=30.0)
@@ -47,19 +54,7 @@ def _eager(name: str, device: str) -> Backend:
     linear_native.register_native(backend)
     attention.register_native(backend)
     attention.register_composed(backend, eager, Semantics())
-    for family in (
-        packing,
-        sparse24,
-        requantization,
-        block_formats,
-        codebooks,
-        binary,
-        gguf,
-        linear,
-        structured,
-        onnx_operators,
-        convolution,
-    ):
+    for family in _COMPOSED:
         family.register_composed(backend, eager, Semantics())
     return backend
 
@@ -72,19 +67,7 @@ def _compiled(name: str, device: str) -> Backend:
         family.register_composed(backend, compiled, arithmetic)
     casts.register(backend, compiled)
     attention.register_composed(backend, compiled, arithmetic)
-    for family in (
-        packing,
-        sparse24,
-        requantization,
-        block_formats,
-        codebooks,
-        binary,
-        gguf,
-        linear,
-        structured,
-        onnx_operators,
-        convolution,
-    ):
+    for family in _COMPOSED:
         family.register_composed(backend, compiled, arithmetic)
     return backend
 
