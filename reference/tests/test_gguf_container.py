@@ -476,6 +476,9 @@ HOSTILE = [
      "padding: the data begin at byte 64, and the file ends at 57"),
     ("overlap", assembled(descriptions=[description("a", (12,)), description("b", offset=32)], data=bytes(64)), 82,
      "offset: 'b' begins at 32, before 'a' ends at 48"),
+    ("overlap by a byte", assembled(
+        descriptions=[description("a", (33,), GGML_TYPES["I8"].code), description("b", offset=32)], data=bytes(64)
+    ), 82, "offset: 'b' begins at 32, before 'a' ends at 33"),
     ("overlap, backwards", assembled(descriptions=[description("a", (12,), offset=32), description("b", (12,))],
      data=bytes(96)), 49, "offset: 'a' begins at 32, before 'b' ends at 48"),
     ("the same bytes", assembled(descriptions=[description("a"), description("b")], data=WHOLE), (49, 82), "offset: "),

@@ -196,3 +196,24 @@ def test_parts_that_cancel_keep_the_sum_from_being_exact():
     fine = exactly(np.full((1, 1), 1.0), np.full((1, 1), 2.5), (np.full((1, 1), 1.75), np.full((1, 1), 0.75)))
     assert fine.quanta()[0, 0] == 0.25
     assert fine.T.quanta()[0, 0] == 0.25
+
+
+@pytest.mark.parametrize("k", [1, 3, 8, 40])
+def test_the_quantum_of_a_sum_divides_every_product_and_no_larger_one_does_where_all_are_alike(k):
+    a = RNG.integers(1, 50, (3, k)) * 2.0 ** RNG.integers(-9, 9, (3, k))
+    b = RNG.integers(1, 50, (k, 4)) * 2.0 ** RNG.integers(-9, 9, (k, 4))
+    found = inner_products(exactly(a), exactly(b)).quantum
+    for (m, n), finest in np.ndenumerate(found):
+        for x, y in zip(a[m], b[:, n], strict=True):
+            assert (Fraction(float(x)) * Fraction(float(y)) / Fraction(float(finest))).denominator == 1
+    odd = inner_products(exactly(2.0 * RNG.integers(0, 9, (2, k)) + 1), exactly(2.0 * RNG.integers(0, 9, (k, 2)) + 1))
+    np.testing.assert_array_equal(odd.quantum, 1.0)
+
+
+def test_a_long_sum_one_beyond_the_accumulator_is_not_called_exact():
+    """Eight terms of 2**21 are a float32 whatever the order; with one unit more an order rounds."""
+    whole, more = np.full((8, 1), 2.0**21), np.full((8, 1), 2.0**21)
+    more[3] += 1
+    for b, exact in ((whole, True), (more, False)):
+        found = enclosed(inner_products(exactly(np.ones((1, 8))), exactly(b)), Accumulator.FLOAT32, FLOAT32, 0)
+        assert bool(found.lo[0, 0] == found.hi[0, 0]) is exact
