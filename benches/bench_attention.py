@@ -25,6 +25,11 @@ class ContextRow(Row):
         """Return a name for the row."""
         return f"context{self.context}-{super().id}"
 
+    @property
+    def elements(self) -> int:
+        """Return about how many numbers it takes, by which the smallest row is found."""
+        return self.batch * self.context * shapes.layer(self.layer).n
+
     def workload(self) -> WorkloadCase:
         """Return the inputs and the truth, built once."""
         return _built(self.operation, self.layer, self.context, self.batch, self.fill, tuple(self.parameters.items()))

@@ -62,5 +62,5 @@ def _record(recorder, target, found, baseline):
         ci_low_s=found.ci_low_s, ci_high_s=found.ci_high_s, samples=len(found.samples_s), dropped=found.dropped,
         calls_per_sample=found.calls_per_sample, operations=float(_ELEMENTS),
         bytes=_ELEMENTS * (4 + float_format(target).bits / 8), bits_per_weight=float(float_format(target).bits),
-        baseline="ml_dtypes", speedup=baseline.median_s / found.median_s,
+        speedups={"ml_dtypes": baseline.median_s / found.median_s},
     )  # fmt: skip

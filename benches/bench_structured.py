@@ -10,10 +10,11 @@ pytestmark = pytest.mark.benchmark(timer=replayed_seconds)
 _LAYER = "bert-base/attn.output"
 
 ROWS = [
-    *(Row("matmul_sparse24", _LAYER, 64, parameters={"format": format}) for format in ("float16", "bfloat16", "int8")),
+    *(Row("matmul_sparse24", _LAYER, 64, parameters={"format": format}) for format in ("float16", "bfloat16")),
+    *(Row("matmul_sparse24", _LAYER, batch, parameters={"format": "int8"}) for batch in (1, 64, 1024)),
     *(Row("linear_lora", _LAYER, batch, parameters={"input_format": "bfloat16"}) for batch in (1, 64)),
     Row("linear_low_rank", _LAYER, 64, parameters={"input_format": "bfloat16"}),
-    *(Row("matmul_llm_int8", _LAYER, batch, fill="outliers") for batch in (1, 64)),
+    *(Row("matmul_llm_int8", _LAYER, batch, fill="outliers") for batch in (1, 16, 64, 256, 1024, 4096)),
 ]
 
 

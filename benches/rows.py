@@ -1,14 +1,14 @@
 """Rows of the accuracy-versus-speed table: one kernel, workload and cache state, measured and verified."""
 
 import contextlib
-from collections.abc import Callable
-from functools import lru_cache, partial
-from operator import matmul
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from lowbit_cts.benches import accuracy
+from lowbit_cts.benches.baselines import WIDE, baselines
 from lowbit_cts.benches.engine.ceilings import Ceiling, roofline
 from lowbit_cts.benches.engine.clocks import clock_for
 from lowbit_cts.benches.engine.measure import Cache, Measurement, copies_for_cold, measure, measure_interleaved
@@ -19,9 +19,6 @@ from lowbit_cts.reference.enclosure import Enclosure
 from lowbit_cts.reference.formats import FORMATS, FloatFormat
 
 Call = Callable[[], Any]
-
-#: The float32 product that quantized ones are compared with, and what the byte ratio promises for it.
-BASELINE = "float32 matmul"
 
 #: A median known no better than this (half-width of its interval over it) is marked in the table.
 _UNSETTLED = 0.1
@@ -62,27 +59,10 @@ def _into(exchange: Exchange, call: Callable[..., Any], case: Case) -> Call:
     return run
 
 
-def baseline_calls(implementation: Implementation, case: Case, copies: int) -> list[Call]:
-    """Return the float32 product of the same shape in the backend's library; none for other operations."""
-    sizes = case.sizes
-    if not {"M", "N", "K"} <= set(sizes):
-        return []
-    exchange = implementation.backend.exchange()
-    rng = np.random.default_rng(0)
-    calls: list[Call] = []
-    for _ in range(copies):
-        a, b = (
-            exchange.from_numpy(rng.standard_normal(shape, np.float32), "float32")
-            for shape in ((sizes["M"], sizes["K"]), (sizes["K"], sizes["N"]))
-        )
-        calls.append(partial(matmul, a, b))
-    return calls
-
-
 def measured(
     implementation: Implementation, workload: WorkloadCase, cache: Cache, seconds: float, smoke: bool
-) -> tuple[Measurement, Measurement | None]:
-    """Return the times of a kernel, and of its baseline measured in turns with it (None where it has none).
+) -> tuple[Measurement, dict[str, Measurement]]:
+    """Return the times of a kernel, and by format of the wide products measured in turns with it.
 
     Parameters
     ----------
@@ -103,19 +83,19 @@ def measured(
         copies = min(copies_for_cold(moved, implementation.backend.device), _MOST_COPIES, max(2, _MOST_BYTES // moved))
     calls = bound_calls(implementation, case, copies)
     if smoke:
-        return measure(calls, clock=clock, cache=cache, warmup_s=0, min_seconds=0, max_seconds=0), None
-    wide_copies = copies if cache == "hot" else max(2, copies // 4)  # float32 operands are four times as large
-    baseline = baseline_calls(implementation, case, wide_copies)
-    if baseline:
+        return measure(calls, clock=clock, cache=cache, warmup_s=0, min_seconds=0, max_seconds=0), {}
+    wide_copies = copies if cache == "hot" else max(2, copies // 4)  # wide operands are two to four times as large
+    wide = baselines(case, implementation.backend.device, wide_copies)
+    if wide:
         arms = measure_interleaved(
-            {BASELINE: baseline, "kernel": calls}, clock=clock, cache=cache, warmup_s=seconds / 3,
+            {**wide, "kernel": calls}, clock=clock, cache=cache, warmup_s=seconds / 3,
             max_seconds=seconds, samples_per_round=1 if once > 0.02 else 5,
         )  # fmt: skip
-        return arms["kernel"], arms[BASELINE]
+        return arms.pop("kernel"), arms
     found = measure(
         calls, clock=clock, cache=cache, warmup_s=seconds / 4, min_seconds=seconds / 4, max_seconds=3 * seconds / 4
     )
-    return found, None
+    return found, {}
 
 
 def _seconds_of_one(implementation: Implementation, case: Case) -> float:
@@ -173,7 +153,7 @@ def row(
     implementation: Implementation,
     workload: WorkloadCase,
     found: Measurement,
-    baseline: Measurement | None,
+    wide: Mapping[str, Measurement],
     ceilings: dict[str, Ceiling],
 ) -> dict[str, Any]:
     """Return the fields of a measurement's evidence, but for run, time and device."""
@@ -209,9 +189,8 @@ def row(
         "bits_per_weight": bits_per_weight(case),
         "ceiling_share": share,
         "ceiling_name": name,
-        "baseline": BASELINE if baseline else None,
-        "speedup": baseline.median_s / found.median_s if baseline else None,
-        "ideal_speedup": 32 / bits_per_weight(case) if baseline else None,
+        "speedups": {name: baseline.median_s / found.median_s for name, baseline in wide.items()},
+        "ideal_speedups": {name: WIDE[name] / bits_per_weight(case) for name in wide},
         "sm_mhz": found.sm_mhz,
         "notes": None if found.relative_half_width <= _UNSETTLED else "unsettled: the machine was busy",
         **facts,

@@ -1,6 +1,6 @@
 """Rows of a bench module's table, and the bench that measures each."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -32,6 +32,12 @@ class Row:
         chosen = "-".join(str(value) for value in self.parameters.values())
         return f"{self.layer}-batch{self.batch}-{self.fill}{'-' + chosen if chosen else ''}"
 
+    @property
+    def elements(self) -> int:
+        """Return about how many numbers it takes, by which the smallest row is found."""
+        layer = shapes.layer(self.layer)
+        return self.batch * layer.m + layer.n * layer.k
+
     def runs_on(self, implementation: Implementation) -> bool:
         """Return whether the implementation is of the operation and supports the parameters."""
         operation = OPERATIONS[self.operation]
@@ -48,6 +54,14 @@ class Row:
         return _built(self.operation, self.layer, self.batch, self.fill, tuple(self.parameters.items()))
 
 
+def smallest(rows: Iterable[Row]) -> list[Row]:
+    """Return the rows, of those that differ in their shape alone the smallest."""
+    found: dict[str, Row] = {}
+    for row in sorted(rows, key=lambda row: row.elements):
+        found.setdefault(f"{row.operation} {row.fill} {dict(row.parameters)}", row)
+    return list(found.values())
+
+
 @lru_cache(maxsize=2)
 def _built(operation: str, layer: str, batch: int, fill: str, parameters: tuple[tuple[str, Any], ...]) -> WorkloadCase:
     return cases.build(operation, shapes.layer(layer), batch, fill=fill, parameters=dict(parameters))
@@ -57,12 +71,12 @@ def measure_row(implementation: Implementation, row: Row, cache: Any, benchmark:
     """Measure a row, verify the timed buffers, record the evidence and replay the samples."""
     smoke = not benchmark.enabled
     workload = row.workload()
-    found, baseline = rows.measured(implementation, workload, cache, ROW_SECONDS, smoke)
+    found, wide = rows.measured(implementation, workload, cache, ROW_SECONDS, smoke)
     ceilings = {} if smoke else recorder.ceilings_of(implementation.backend)
-    facts = rows.row(implementation, workload, found, baseline, ceilings)
+    facts = rows.row(implementation, workload, found, wide, ceilings)
     if not smoke:
         recorder.record(evidence.Measurement, implementation.backend, **facts)
-    kept = ("sqnr_db", "mismatches", "worst", "verdict", "ceiling_share", "speedup", "bits_per_weight")
+    kept = ("sqnr_db", "mismatches", "worst", "verdict", "ceiling_share", "speedups", "bits_per_weight")
     replay(benchmark, found, {key: facts.get(key) for key in kept})
     assert facts["verdict"] != "violation", (
         f"{implementation.id} on {row.id}: the timed buffers are outside the enclosure (worst error over bound "

@@ -16,7 +16,7 @@ import os
 import re
 import uuid
 from collections.abc import Mapping
-from dataclasses import Field, dataclass, fields
+from dataclasses import Field, dataclass, field, fields
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
@@ -187,10 +187,9 @@ class Measurement(Record):
         Share (0 to 1) of the measured roofline min(compute rate, bandwidth * intensity).
     ceiling_name : str or None
         The ceiling that binds.
-    baseline : str or None
-        What `speedup` is against.
-    speedup, ideal_speedup : float or None
-        Measured, and by the byte-ratio model (dimensionless).
+    speedups, ideal_speedups : dict of str to float
+        How many times as long the same took in turns with it, by what else did it: ``float32`` and ``bfloat16`` are
+        the product on such numbers, others a library; and what the byte ratio promises (dimensionless).
     sqnr_db : float or None
         Signal over quantization noise, dB; infinite when nothing was lost.
     mismatches : int or None
@@ -233,9 +232,8 @@ class Measurement(Record):
     bits_per_weight: float | None = None
     ceiling_share: float | None = None
     ceiling_name: str | None = None
-    baseline: str | None = None
-    speedup: float | None = None
-    ideal_speedup: float | None = None
+    speedups: dict[str, float] = field(default_factory=dict)
+    ideal_speedups: dict[str, float] = field(default_factory=dict)
     sqnr_db: float | None = None
     mismatches: int | None = None
     worst: float | None = None

@@ -267,9 +267,7 @@ def accuracy_versus_speed(records: Iterable[Record]) -> Table:
         "GB/s": lambda m: number(m.bytes / m.median_s, unit=1e9),
         "% of ceiling": lambda m: number(m.ceiling_share, 3, unit=1e-2),
         "ceiling": lambda m: m.ceiling_name or "",
-        "speedup": lambda m: number(m.speedup, 3),
-        "ideal": lambda m: number(m.ideal_speedup, 3),
-        "baseline": lambda m: m.baseline or "",
+        **_speedups(measured),
         "SQNR dB": lambda m: number(m.sqnr_db, 3),
         "mismatches": lambda m: cell(m.mismatches),
         "worst error/bound": lambda m: number(m.worst, 3),
@@ -289,7 +287,8 @@ def accuracy_versus_speed(records: Iterable[Record]) -> Table:
         ),
         "* marks what no other row of its operation, shape, cache and fill beats in both time and SQNR. "
         "GFLOP/s count arithmetic operations of whatever type; GB/s the fewest bytes a call must move; the "
-        "ceiling is the measured roofline; ideal is the speedup by bytes alone; mJ the energy of one call.",
+        "ceiling is the measured roofline; over X says how many times as long the product on X took, measured in turns "
+        "(float32 and bfloat16 by PyTorch), and ideal the same by bytes alone; mJ the energy of one call.",
         (
             *(
                 "notes",
@@ -298,14 +297,23 @@ def accuracy_versus_speed(records: Iterable[Record]) -> Table:
                 "SM MHz",
                 "mJ",
                 "version",
-                "baseline",
                 "ceiling",
                 "n (dropped)",
                 "mismatches",
             ),
-            *("workload", "parameters", "GFLOP/s", "fill", "bpw", "ideal", "CI95 µs", "worst error/bound"),
+            *("workload", "parameters", "GFLOP/s", "fill", "bpw", "ideal over float32", "CI95 µs", "worst error/bound"),
         ),
     )
+
+
+def _speedups(measured: Iterable[Measurement]) -> dict[str, Callable[[Measurement], str]]:
+    """Return the columns of speedups: one for each thing that was measured in turns, and one for what is ideal."""
+    columns: dict[str, Callable[[Measurement], str]] = {}
+    for name in dict.fromkeys(name for m in measured for name in m.speedups):
+        columns[f"over {name}"] = lambda m, name=name: number(m.speedups.get(name), 3)
+        if any(name in m.ideal_speedups for m in measured):
+            columns[f"ideal over {name}"] = lambda m, name=name: number(m.ideal_speedups.get(name), 3)
+    return columns
 
 
 def shape(sizes: Mapping[str, Any]) -> str:
@@ -317,10 +325,12 @@ def formats(parameters: Mapping[str, Any]) -> str:
     """Return the formats of a measurement: ``int4``, ``float32→float8_e5m2``, ``uint8·int8→bfloat16``."""
     if "source" in parameters:
         return f"{parameters['source']}→{parameters['target']}"
-    if "a_format" in parameters:
-        output = parameters.get("output_format")
-        return f"{parameters['a_format']}·int8" + (f"→{output}" if output else "")
-    return cell(parameters.get("format"))
+    if left := parameters.get("a_format", parameters.get("x_format")):
+        right = parameters.get("b_format", parameters.get("w_format", "int8"))
+        output = parameters.get("output_format", parameters.get("y_format"))
+        return f"{left}·{right}" + (f"→{output}" if output else "")
+    named = ("format", "type", "cache_format", "codebook")
+    return cell(next((parameters[name] for name in named if parameters.get(name)), None))
 
 
 def scales(parameters: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ import pytest
 
 from lowbit_cts.benches import rows, table
 from lowbit_cts.benches.engine.ceilings import Ceiling
-from lowbit_cts.benches.table import Row
+from lowbit_cts.benches.table import Row, smallest
 from lowbit_cts.kernels import OPERATIONS, Backend, Division, Semantics
 from lowbit_cts.kernels.discovery import load_backends
 
@@ -27,8 +27,8 @@ def one(operation, parameters=None, layer="lenet-5/f6", batch=4):
 
 def measured(kernel, row):
     workload = row.workload()
-    found, baseline = rows.measured(kernel, workload, "hot", 0.05, smoke=True)
-    return rows.row(kernel, workload, found, baseline, {}), workload
+    found, wide = rows.measured(kernel, workload, "hot", 0.05, smoke=True)
+    return rows.row(kernel, workload, found, wide, {}), workload
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -119,19 +119,19 @@ def test_the_share_of_the_ceiling_is_the_rooflines():
         "copy": Ceiling("copy", moved / 1e-3, "byte/s", 0, 0, ""),
         "matmul_int8": Ceiling("matmul_int8", work / 1e-6, "operation/s", 0, 0, ""),
     }
-    facts = rows.row(kernel, workload, found, None, ceilings)
+    facts = rows.row(kernel, workload, found, {}, ceilings)
     assert facts["ceiling_name"] == "copy"
     assert facts["ceiling_share"] == pytest.approx(1e-3 / found.median_s)
 
 
-def test_a_product_is_measured_beside_the_float32_product():
+def test_a_product_is_measured_beside_the_wide_products():
     kernel, row = implementation("matmul_w8a8"), one("matmul_w8a8", LINEAR)
     workload = row.workload()
-    found, baseline = rows.measured(kernel, workload, "hot", 0.3, smoke=False)
-    facts = rows.row(kernel, workload, found, baseline, {})
-    assert facts["baseline"] == rows.BASELINE
-    assert facts["speedup"] == pytest.approx(baseline.median_s / found.median_s)
-    assert facts["ideal_speedup"] == pytest.approx(32 / (8 + 32 / 120))
+    found, wide = rows.measured(kernel, workload, "hot", 0.3, smoke=False)
+    facts = rows.row(kernel, workload, found, wide, {})
+    assert list(wide) == list(facts["speedups"]) == list(facts["ideal_speedups"]) == ["float32", "bfloat16"]
+    assert facts["speedups"]["float32"] == pytest.approx(wide["float32"].median_s / found.median_s)
+    assert facts["ideal_speedups"] == pytest.approx({"float32": 32 / (8 + 32 / 120), "bfloat16": 16 / (8 + 32 / 120)})
 
 
 def test_cold_copies_have_buffers_of_their_own():
@@ -169,3 +169,9 @@ def test_every_row_of_the_benches_can_be_built_and_runs_somewhere(name):
         assert any(row.runs_on(i) for i in NUMPY.implementations), row.id
     assert len({(row.operation, row.id) for row in module.ROWS}) == len(module.ROWS)
     assert table.ROW_SECONDS > 0
+
+
+def test_of_rows_that_differ_in_their_shape_the_smallest_stays():
+    rows_ = [Row("matmul_w8a8", "lenet-5/c3", batch, fill) for fill in ("normal", "outliers") for batch in (4, 1, 2)]
+    wide, other = Row("matmul_w8a8", "bert-base/attn.output", 1), Row("matmul_w8a16", "lenet-5/c3", 8)
+    assert smallest([wide, *rows_, other]) == [rows_[1], rows_[4], other]

@@ -146,7 +146,8 @@ def test_equals_share_the_optimum_and_infinite_sqnr_wins(measurement):
 
 
 def test_rates_and_shares(measurement):
-    row = replace(measurement, ceiling_share=0.756, bits_per_weight=4.25, speedup=3.1, mismatches=0, energy_j=2e-3)
+    row = replace(measurement, ceiling_share=0.756, bits_per_weight=4.25, mismatches=0, energy_j=2e-3)
+    row = replace(row, speedups={"float32": 3.1, "ml_dtypes": 7.0}, ideal_speedups={"float32": 4.0})
     row = replace(row, parameters={"format": "int4", "granularity": "group", "group_size": 128})
     table = tables.accuracy_versus_speed([row])
     expected = {
@@ -161,8 +162,9 @@ def test_rates_and_shares(measurement):
         "GFLOP/s": "11744",
         "GB/s": "3000",
         "% of ceiling": "75.6",
-        "speedup": "3.1",
-        "ideal": "",
+        "over float32": "3.1",
+        "ideal over float32": "4",
+        "over ml_dtypes": "7",
         "mismatches": "0",
         "mJ": "2",
     }

@@ -8,8 +8,8 @@ import numpy as np
 from lowbit_cts.benches.workloads.builders.building import Arrays, Built, builds, decoded, encoded
 from lowbit_cts.benches.workloads.fills import FILLS, normal
 from lowbit_cts.benches.workloads.shapes import Layer
-from lowbit_cts.reference.attention import QUANTIZED
 from lowbit_cts.reference.formats import float_format
+from lowbit_cts.reference.kv_cache import QUANTIZED
 
 #: The head size of most models; of a narrower layer what divides it.
 _HEAD = 128
