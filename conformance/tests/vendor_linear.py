@@ -2,7 +2,16 @@
 
 import numpy as np
 
-from lowbit_cts.kernels import Accumulator, Backend, DequantizeForm, Rounding, Semantics, WeightPrecision
+from lowbit_cts.kernels import (
+    Accumulator,
+    ActivationQuantization,
+    Backend,
+    DequantizeForm,
+    PartPrecision,
+    Rounding,
+    Semantics,
+    WeightPrecision,
+)
 from lowbit_cts.kernels.numpy import gguf, linear
 from lowbit_cts.kernels.numpy.block_formats import dequantize_mx, dequantize_nvfp4
 from lowbit_cts.kernels.numpy.numbers import WIDE, float32_of, output_of
@@ -135,6 +144,33 @@ def promotes_every_128(a, a_scale, b, b_scale, bias, *, a_format, b_format, outp
             k = slice(BLOCK * p, BLOCK * (p + 1))
             y += decode(a[:, k], a_format) @ decode(b[k], b_format) * (a_scale[:, p, None] * b_scale[p, columns])
     return _finish(y, bias, output_format)
+
+
+_BFLOAT16_PARTS = Semantics(part_precision=PartPrecision.BFLOAT16)
+_GGML = Semantics(activation_quantization=ActivationQuantization.GGML)
+_IN_BLOCKS_OF_32 = {"type": ("Q4_0", "Q8_0")}
+
+
+def _bfloat16(x):
+    return float32_of(output_of(F(x), "bfloat16"), "bfloat16")
+
+
+def _nf4_of_bfloat16_parts(codes, absmax, *, codebook, block_size):
+    levels = linear._codebook_weights(codes, np.ones_like(absmax), codebook=codebook, block_size=block_size)
+    return _bfloat16(levels) * np.repeat(_bfloat16(absmax), block_size, axis=1).T
+
+
+@right.implements("linear_nf4", semantics=_BFLOAT16_PARTS, prepare=_nf4_of_bfloat16_parts,
+                  supports={"codebook": ("nf4", "fp4_bitsandbytes"), "input_format": "bfloat16"})  # fmt: skip
+def parts_in_bfloat16(a, bias, *, prepared, input_format):
+    return linear.weight_only(a, bias, prepared=prepared, input_format=input_format)
+
+
+@right.implements("matvec_gguf", semantics=_GGML, prepare=linear._gguf_weights, supports=_IN_BLOCKS_OF_32)
+def activations_of_8_bits(a, *, prepared):
+    with np.errstate(invalid="ignore"):
+        codes = gguf.quantize_q8_0(a)
+    return linear.matvec_gguf(gguf.dequantize(codes, type="Q8_0", output_format="float32"), prepared=prepared)
 
 
 # Wrong kernels ------------------------------------------------------------------------------------------------------
@@ -483,6 +519,17 @@ def three_is_four(a, a_scale, a_global_scale, b, b_scale, b_global_scale, bias, 
     )  # fmt: skip
 
 
+@_wrong("linear_nf4", prepare=_nf4_of_bfloat16_parts, supports={"input_format": "bfloat16"})
+def parts_of_bfloat16_not_declared(a, bias, *, prepared, input_format):
+    return linear.weight_only(a, bias, prepared=prepared, input_format=input_format)
+
+
+@_wrong("linear_nf4", semantics=_BFLOAT16_PARTS, prepare=linear._codebook_weights,
+        supports={"input_format": "bfloat16"})  # fmt: skip
+def parts_of_float32_declared_bfloat16(a, bias, *, prepared, input_format):
+    return linear.weight_only(a, bias, prepared=prepared, input_format=input_format)
+
+
 @_wrong("linear_nf4", supports={"codebook": ("nf4", "fp4_bitsandbytes")})
 def absmax_of_the_previous_row(a, codes, absmax, bias, *, codebook, block_size, input_format):
     weights = linear._codebook_weights(codes, np.roll(absmax, 1, axis=0), codebook=codebook, block_size=block_size)
@@ -511,3 +558,18 @@ def nibbles_in_sequence(a, blocks, *, type):
     k = np.arange(weights.shape[0])
     order = k // 32 * 32 + k % 2 * 16 + k % 32 // 2
     return linear.matvec_gguf(a, prepared=weights[order])
+
+
+@_wrong("matvec_gguf", semantics=_GGML, prepare=linear._gguf_weights, supports=_IN_BLOCKS_OF_32)
+def activations_of_float32_declared_ggml(a, *, prepared):
+    return linear.matvec_gguf(a, prepared=prepared)
+
+
+@_wrong("matvec_gguf", semantics=_GGML, prepare=linear._gguf_weights, supports=_IN_BLOCKS_OF_32)
+def activations_of_7_bits(a, *, prepared):
+    with np.errstate(invalid="ignore"):
+        codes = gguf.quantize_q8_0(a)
+    even = codes.copy().reshape(len(a), -1, 34)
+    even[..., 2:] &= 0xFE
+    rounded = gguf.dequantize(even.reshape(codes.shape), type="Q8_0", output_format="float32")
+    return linear.matvec_gguf(rounded, prepared=prepared)
