@@ -13,12 +13,13 @@ import numpy as np
 from lowbit_cts.conformance.fingerprint.probe import Pair, Probe, Span, Unexpressible, drawn, expressed, span_of
 from lowbit_cts.kernels import Implementation
 from lowbit_cts.reference.codebooks import CODEBOOKS
-from lowbit_cts.reference.formats import FloatFormat, IntegerFormat, decode, float_format, integer_format
+from lowbit_cts.reference.formats import FORMATS, FloatFormat, IntegerFormat, decode, float_format, integer_format
 from lowbit_cts.reference.gguf.blocks import pack
 from lowbit_cts.reference.gguf.layout import block_format
 from lowbit_cts.reference.mx import MX_BLOCK
 from lowbit_cts.reference.nvfp4 import NVFP4_BLOCK
 from lowbit_cts.reference.operands import SCALE_BLOCK
+from lowbit_cts.reference.packing.sparse24 import metadata_word
 
 Arrays = dict[str, np.ndarray | None]
 Chosen = dict[str, Any]
@@ -184,6 +185,31 @@ def _gguf(a: np.ndarray, b: np.ndarray, chosen: Chosen) -> Arrays:
     return {"a": expressed(a, float_format("float32"), "a"), "blocks": blocks.reshape(n, -1)}
 
 
+def sparse24_arguments(a: np.ndarray, b: np.ndarray, format: str) -> Arrays:
+    """Return the arguments whose sparse matrix holds a, (M, K), in the first two places of each four of 2 K columns.
+
+    Raises
+    ------
+    Unexpressible
+        A K that is no whole number of words of metadata.
+    """
+    fmt, (m, k), n = FORMATS[format], a.shape, b.shape[1]
+    word = metadata_word(format)
+    if k % (4 * word.itemsize):
+        raise Unexpressible(f"the sparse matrix needs whole words of metadata, {4 * word.itemsize} of its numbers")
+    dense = np.zeros((k // 2, 4, n))
+    dense[:, :2] = b.reshape(k // 2, 2, n)
+    codes = [x.astype(np.int8) if format == "int8" else expressed(x, fmt, name)
+             for x, name in ((a, "a"), (dense.reshape(2 * k, n), "b"))]  # fmt: skip
+    # Every group of four has the indices 0 and 1: two bits each, the first lowest.
+    metadata = np.full((m, k // 4), 0x44, np.uint8).view(word)
+    return {"values": codes[0], "metadata": metadata, "b": codes[1]}
+
+
+def _sparse24(a: np.ndarray, b: np.ndarray, chosen: Chosen) -> Arrays:
+    return sparse24_arguments(a, b, chosen["format"])
+
+
 def _format(name: str) -> Callable[[Chosen], FloatFormat]:
     return lambda chosen: float_format(chosen[name])
 
@@ -248,6 +274,10 @@ ADAPTERS: dict[str, Adapter] = {
         _gguf, lambda chosen: float_format("float32"), lambda chosen: integer_format("int8"),
         lambda chosen: (span_of(float_format("float32")),), sweep=(),
         preferred={"type": ("Q8_0", "Q4_0", "Q5_0", "IQ4_NL")}, long=True,
+    ),
+    "matmul_sparse24": Adapter(
+        _sparse24, _format("format"), _format("format"), _own("format"), sweep=("format",),
+        preferred={"metadata_order": ("row",)}, long=True,
     ),
 }  # fmt: skip
 

@@ -7,12 +7,19 @@ from typing import Any
 import numpy as np
 
 from lowbit_cts.conformance.fingerprint import integers
-from lowbit_cts.conformance.fingerprint.adapters import ADAPTERS, Chosen, combinations, probe_of
+from lowbit_cts.conformance.fingerprint.adapters import (
+    ADAPTERS,
+    Chosen,
+    combinations,
+    probe_of,
+    sparse24_arguments,
+)
 from lowbit_cts.conformance.fingerprint.findings import Findings
 from lowbit_cts.conformance.fingerprint.kernel import Arrays, Kernel
 from lowbit_cts.conformance.fingerprint.probe import Pair
 from lowbit_cts.conformance.fingerprint.prober import fingerprint
 from lowbit_cts.conformance.host import KernelHost
+from lowbit_cts.kernels import OPERATIONS as CONTRACTS
 from lowbit_cts.kernels import Backend, Implementation
 from lowbit_cts.reference.formats import FloatFormat, decode, float_format, integer_format
 from lowbit_cts.reports import device, evidence
@@ -29,12 +36,14 @@ def columns_of(rows: int) -> int:
 #: Seconds a call may take: some dozens of products.
 TIMEOUT = 60.0
 
-_W8A8 = {
+_PREFERRED = {
     "has_bias": (False,), "mapping": ("asymmetric",), "activation_granularity": ("tensor",),
-    "weight_granularity": ("tensor",),
+    "weight_granularity": ("tensor",), "weight_mapping": ("symmetric",), "b_format": ("int8",),
 }  # fmt: skip
+#: Products of integers alone, and the parameters of which every value is probed.
 _INTEGERS: dict[str, tuple[str, ...]] = {
     "matmul_int8": ("a_format",),
+    "matmul_integer": ("a_format",),
     "matmul_w8a8": ("a_format", "output_format"),
 }
 
@@ -42,26 +51,20 @@ _INTEGERS: dict[str, tuple[str, ...]] = {
 OPERATIONS = (*ADAPTERS, *_INTEGERS)
 
 
-def _scale(granularity: str, length: int) -> np.ndarray:
-    return np.ones((length,) if granularity in ("token", "channel") else (), np.float32)
-
-
-def _integer_arguments(a: np.ndarray, b: np.ndarray, chosen: Chosen) -> Arrays:
-    zero = _zero(chosen)
+def _integer_arguments(operation: str, a: np.ndarray, b: np.ndarray, chosen: Chosen) -> Arrays:
+    if operation == "matmul_sparse24":
+        return sparse24_arguments(a, b, "int8")
+    zero, middle = _zero(chosen), 128 if chosen.get("b_format") == "uint8" else 0
     arguments: Arrays = {
         "a": (a + zero).astype(integer_format(chosen["a_format"]).carrier),
-        "b": b.astype(np.int8),
+        "b": (b + middle).astype(np.uint8 if middle else np.int8),
     }
-    if "output_format" not in chosen:
-        return arguments
-    a_scale = _scale(chosen["activation_granularity"], a.shape[0])
-    arguments |= {
-        "a_scale": a_scale,
-        "a_zero_point": np.full(a_scale.shape, zero, np.int32),
-        "b_scale": _scale(chosen["weight_granularity"], b.shape[1]),
-        "bias": np.zeros(b.shape[1], np.float32) if chosen["has_bias"] else None,
-    }
-    return arguments
+    rows = (a.shape[0],) if chosen.get("activation_granularity") == "token" else ()
+    columns = (b.shape[1],) if chosen.get("weight_granularity") == "channel" else ()
+    arguments |= {"a_zero_point": np.full(rows, zero, np.int32), "b_zero_point": np.full(columns, middle, np.int32)}
+    arguments |= {"a_scale": np.ones(rows, np.float32), "b_scale": np.ones(columns, np.float32)}
+    arguments["bias"] = np.zeros(b.shape[1], np.float32) if chosen.get("has_bias") else None
+    return {argument.name: arguments[argument.name] for argument in CONTRACTS[operation].arguments}
 
 
 def _zero(chosen: Chosen) -> int:
@@ -73,10 +76,11 @@ def _integer_findings(
 ) -> Findings:
     name = implementation.operation.results[0].format(chosen)
     output: FloatFormat | None = None if name == "int32" else float_format(name)
-    fmt, zero = integer_format(chosen["a_format"]), _zero(chosen)
+    fmt, zero = integer_format(chosen.get("a_format", "int8")), _zero(chosen)
+    operation = implementation.operation.name
 
     def product(pairs: Sequence[Pair]) -> list[np.ndarray]:
-        results = call([_integer_arguments(a, b, chosen) for a, b in pairs], chosen)
+        results = call([_integer_arguments(operation, a, b, chosen) for a, b in pairs], chosen)
         return [y.astype(np.float64) if output is None else np.asarray(decode(y, output)) for y in results]
 
     probe = integers.IntegerProbe(
@@ -88,7 +92,7 @@ def _integer_findings(
 def _findings(
     implementation: Implementation, chosen: Chosen, rows: int, call: Kernel, dependences: bool
 ) -> tuple[Findings, int]:
-    if implementation.operation.name in _INTEGERS:
+    if implementation.operation.name in _INTEGERS or implementation.operation.results[0].format(chosen) == "int32":
         return _integer_findings(implementation, chosen, rows, call, dependences), 64
     probe = probe_of(implementation, chosen, rows, columns_of(rows), call)
     return fingerprint(probe, dependences), probe.length
@@ -98,7 +102,7 @@ def chosen_parameters(implementation: Implementation) -> list[Chosen]:
     """Return the parameters at which an implementation is probed."""
     name = implementation.operation.name
     if name in _INTEGERS:
-        return list(combinations(implementation, _INTEGERS[name], _W8A8))
+        return list(combinations(implementation, _INTEGERS[name], _PREFERRED))
     adapter = ADAPTERS[name]
     return list(combinations(implementation, adapter.sweep, adapter.preferred))
 

@@ -691,6 +691,8 @@ def test_adapters_make_the_numbers_of_a_probe(operation):
     (backend,) = load_backends("numpy")
     implementation = next(i for i in backend.implementations if i.operation.name == operation)
     for chosen in chosen_parameters(implementation):
+        if implementation.operation.results[0].format(chosen) == "int32":
+            continue  # no probe of floats
         given = []
 
         def call(arguments, parameters, given=given):

@@ -20,7 +20,7 @@ from bitsandbytes import functional
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lowbit_cts.kernels import PRESETS, Backend, PartPrecision, ScaleRule, Semantics, WeightPrecision, ZeroScale
+from lowbit_cts.kernels import PRESETS, Backend, Division, PartPrecision, ScaleRule, Semantics, WeightPrecision, ZeroScale
 from lowbit_cts.reference.codebooks import CODEBOOKS
 
 backend = Backend("bitsandbytes", version=bitsandbytes.__version__, arrays="torch")
@@ -175,6 +175,26 @@ def _register_linear() -> None:
 
 
 _register_linear()
+
+
+def _outlier_state(codes: Tensor, absmax: Tensor, *, threshold: float) -> bitsandbytes.MatmulLtState:
+    """Return the state in which `Linear8bitLt` keeps weights that were quantized already."""
+    state = bitsandbytes.MatmulLtState()
+    state.CB, state.SCB, state.threshold, state.has_fp16_weights = codes, absmax, threshold, False
+    state.is_training = False  # in training the CPU multiplies in 16 bits alone
+    return state
+
+
+# In bfloat16 activations are rounded to float16 first.
+@backend.implements(
+    "matmul_llm_int8",
+    prepare=_outlier_state,
+    semantics=Semantics(division=Division.RECIPROCAL, weight_precision=WeightPrecision.ACTIVATIONS),
+    supports={"threshold": (6.0, 0.0), "input_format": "float16", "has_bias": (False, True)},
+)
+def matmul_8bit_lt(a: Tensor, bias: Tensor | None, *, prepared: bitsandbytes.MatmulLtState) -> Tensor:
+    """Return the layer's outputs."""
+    return bitsandbytes.matmul(a, prepared.CB, state=prepared, bias=bias)
 
 
 @backend.implements("matmul_int8", prepare=lambda b: b.t().contiguous())

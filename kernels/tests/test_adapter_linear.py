@@ -139,6 +139,20 @@ def nf4(name, absmax, input_format="bfloat16", columns=33, **semantics):
     return returned(kernel, arrays, codebook="nf4", block_size=64, input_format=input_format)
 
 
+def test_llm_int8_is_that_of_the_paper_but_for_a_digit_of_its_constant():
+    adapter = pytest.importorskip("lowbit_cts.kernels.adapters.bitsandbytes")
+    kernel = implementation([adapter.backend], "matmul_llm_int8", "matmul_8bit_lt")
+    a = np.array([[1.0, -0.5, 0.25, 8.0], [0.5, 0.5, -1.0, 0.0]])
+    codes, absmax = np.array([[127, -64, 3, 127], [1, 2, 3, 4]], np.int8), np.array([1.0, 127.0], np.float32)
+    arrays = {"a": floats(a, "float16"), "codes": codes, "absmax": absmax, "bias": None}
+    values, admissible = returned(kernel, arrays, input_format="float16", threshold=6.0)
+    rows = np.array([[127, -64, 32], [64, 64, -127]])  # the last column has an outlier
+    inside = (rows @ codes[:, :3].T) * absmax * 6.200124e-05
+    outside = a[:, 3:] @ (codes[:, 3:] * absmax[:, None] / 127).T
+    np.testing.assert_allclose(values, inside + outside, rtol=2.0**-10)
+    assert admissible.all()  # the constant shows beside ties alone
+
+
 def test_packed_nf4_weights_are_products_of_bfloat16():
     values, admissible = nf4("gemv_4bit", 1 + 3 * 2.0**-8)
     assert values[0, 0] == 0.44921875  # 0.44140625 for 0.44071, times 1.015625 for the absmax
