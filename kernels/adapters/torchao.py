@@ -1,19 +1,23 @@
-"""torchao: packed nibbles, block scales in the order of cuBLAS, and the block formats MX and NVFP4.
+"""torchao: packed nibbles, block scales in the order of cuBLAS, MX and NVFP4, and linear layers on its tensors.
 
 Codes of four bits, packed by torchao, are unpacked by its own functions.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torchao
 from torch import Tensor
+from torch.nn.functional import linear, pad
+from torchao.kernel.intmm import int_scaled_matmul
 from torchao.prototype.mx_formats.kernels import pack_uint4, unpack_uint4
 from torchao.prototype.mx_formats.mx_tensor import ScaleCalculationMode, to_dtype, to_mx
 from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor, nvfp4_quantize, per_tensor_amax_to_scale
 from torchao.prototype.mx_formats.utils import to_blocked
+from torchao.quantization import Int8Tensor, IntxUnpackedToInt8Tensor
 
-from lowbit_cts.kernels import PRESETS, Backend, InfinityInBlock, ScaleMode
+from lowbit_cts.kernels import PRESETS, Backend, InfinityInBlock, ScaleMode, Semantics, WeightPrecision
 
 backend = Backend("torchao", version=torchao.__version__, arrays="torch")
 
@@ -117,3 +121,78 @@ def dequantize_nvfp4(codes: Tensor, scale: Tensor, global_scale: Tensor | None, 
     """Return what a tensor of these parts dequantizes to."""
     output = getattr(torch, output_format)
     return NVFP4Tensor(pack_uint4(codes), scale, 16, output, global_scale).dequantize(output)
+
+
+# Linear layers ------------------------------------------------------------------------------------------------------
+
+_FLOATS = ("float32", "float16", "bfloat16")
+#: The unsigned codes of a format less this are those of its signed one, in which torchao has them.
+_MIDDLE = {"int4": 0, "uint4": 8, "int8": 0, "uint8": 128}
+
+
+def _weights(
+    codes: Tensor, scale: Tensor, zero_point: Tensor | None, group_index: None, *, format: str, group_size: int | None
+) -> tuple[IntxUnpackedToInt8Tensor, int]:
+    """Return weights as a tensor of torchao, and the rows of zeros that fill their last group."""
+    size = group_size or codes.shape[0]
+    missing = -codes.shape[0] % size if size else 0
+    middle, wide = _MIDDLE[format], scale if group_size else scale[None]
+    filled = pad((codes.to(torch.int16) - middle).to(torch.int8), (0, 0, 0, missing))
+    zeros = torch.zeros_like(wide, dtype=torch.int8) if zero_point is None else (zero_point - middle).to(torch.int8)
+    weights = IntxUnpackedToInt8Tensor(
+        filled.t().contiguous(), wide.t().contiguous(), zeros.reshape(wide.shape).t().contiguous(),
+        torch.int4 if format in ("int4", "uint4") else torch.int8, (1, size), scale.dtype, None,
+    )  # fmt: skip
+    return weights, missing
+
+
+def _linear(a: Tensor, bias: None, *, prepared: tuple[IntxUnpackedToInt8Tensor, int]) -> Tensor:
+    weights, missing = prepared
+    return linear(pad(a, (0, missing)) if missing else a, weights)
+
+
+for _operation, _formats in (("matmul_w4a16", ("uint4", "int4")), ("matmul_w8a16", ("int8", "uint8"))):
+    backend.implements(
+        _operation,
+        name="IntxUnpackedToInt8Tensor",
+        prepare=_weights,
+        semantics=Semantics(weight_precision=WeightPrecision.ACTIVATIONS),
+        supports={
+            "format": _formats, "granularity": ("group", "channel"), "group_size": (32, 64, 128, 48),
+            "mapping": ("symmetric", "asymmetric"), "input_format": _FLOATS,
+        },
+    )(_linear)  # fmt: skip
+
+
+# In 16 bits the sums are rounded before they are scaled.
+@backend.implements(
+    "matmul_w8a16",
+    name="Int8Tensor",
+    prepare=lambda codes, scale, zero_point, group_index: Int8Tensor(
+        codes.t().contiguous(), scale[:, None].contiguous(), [1, codes.shape[0]], scale.dtype
+    ),
+    supports={"format": "int8", "granularity": "channel", "input_format": "float32"},
+)
+def int8_tensor(a: Tensor, bias: None, *, prepared: Int8Tensor) -> Tensor:
+    """Return the layer's outputs."""
+    return linear(a, prepared)
+
+
+@backend.implements(
+    "matmul_w8a8",
+    prepare=lambda b, b_scale: (b.t().contiguous().t(), b_scale),
+    supports={
+        "activation_granularity": "token", "weight_granularity": "channel", "mapping": "symmetric",
+        "a_format": "int8", "output_format": "float32", "has_bias": (False, True),
+    },
+)  # fmt: skip
+def int_scaled_product(
+    a: Tensor, a_scale: Tensor, a_zero_point: Tensor, bias: Tensor | None, *, prepared: Any
+) -> Tensor:
+    """Return the outputs of `Int8Tensor` with quantized activations: the rows are scaled first, then the columns."""
+    b, b_scale = prepared
+    if a_zero_point.shape != a_scale.shape:
+        raise ValueError("a_zero_point: must have the shape of a_scale")  # torchao has none here: it is zero
+    # torchao has quantized the rows just before, so that they are contiguous.
+    y = int_scaled_matmul(a.contiguous(), b, a_scale[:, None].contiguous()) * b_scale
+    return y if bias is None else y + bias
