@@ -193,6 +193,6 @@ def int_scaled_product(
     b, b_scale = prepared
     if a_zero_point.shape != a_scale.shape:
         raise ValueError("a_zero_point: must have the shape of a_scale")  # torchao has none here: it is zero
-    # torchao has quantized the rows just before, so that they are contiguous.
-    y = int_scaled_matmul(a.contiguous(), b, a_scale[:, None].contiguous()) * b_scale
+    rows = a.clone(memory_format=torch.contiguous_format)  # torchao has quantized them just before
+    y = int_scaled_matmul(rows, b, a_scale[:, None].contiguous()) * b_scale
     return y if bias is None else y + bias
