@@ -178,9 +178,14 @@ def int8_tensor(a: Tensor, bias: None, *, prepared: Int8Tensor) -> Tensor:
     return linear(a, prepared)
 
 
+def _columns(b: Tensor, b_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the weights as torchao lays them out; of one row not, which _int_mm would take for a column."""
+    return b.t().contiguous().t() if len(b) > 1 else b, b_scale
+
+
 @backend.implements(
     "matmul_w8a8",
-    prepare=lambda b, b_scale: (b.t().contiguous().t(), b_scale),
+    prepare=_columns,
     supports={
         "activation_granularity": "token", "weight_granularity": "channel", "mapping": "symmetric",
         "a_format": "int8", "output_format": "float32", "has_bias": (False, True),
