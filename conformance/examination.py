@@ -310,7 +310,7 @@ def _cuts(violation: Violation) -> Iterable[Case]:
     free = [
         (axis, at)
         for axis, at in zip(axes, violation.index, strict=True)
-        if axis in case.operation.independent(case.parameters) and case.sizes[axis] > 1
+        if axis in case.operation.independent(case.parameters) and 1 < case.sizes[axis] > at
     ]
     for keep in (free, *([one] for one in free)) if len(free) > 1 else (free,):
         if keep:

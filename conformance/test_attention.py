@@ -11,10 +11,10 @@ from lowbit_cts.conformance.buffers import poison
 from lowbit_cts.conformance.checks import Violation
 from lowbit_cts.conformance.examination import Examination, Trial
 from lowbit_cts.conformance.fills import float_codes
-from lowbit_cts.conformance.strategies.attention import arrays_of, cache_codes
+from lowbit_cts.conformance.strategies.attention import UNIT, arrays_of, cache_codes
 from lowbit_cts.kernels import Case, Implementation
-from lowbit_cts.reference import attention
 from lowbit_cts.reference.attention import probabilities_room
+from lowbit_cts.reference.kv_cache import QUANTIZED, slots
 
 pytestmark = pytest.mark.operation("attention_paged")
 
@@ -39,7 +39,7 @@ def _case(
     chosen: Mapping[str, Any],
     contexts: Any,
     seed: int = 0,
-    sharpness: float = 1.0,
+    sharpness: float | np.ndarray = 1.0,
     **sizes: int,
 ) -> Case:
     """Return a case of so many sequences as contexts; where heads are grouped, two share one of the cache."""
@@ -63,7 +63,7 @@ def _reached(case: Case) -> np.ndarray:
     blocks, block = case.array("key_cache").shape[:2]
     reached = np.zeros((blocks, block), bool)
     for row, length in zip(case.array("block_table"), case.array("context_lengths"), strict=True):
-        reached.reshape(-1)[attention.slots(row, int(length), block, blocks)] = True
+        reached.reshape(-1)[slots(row, int(length), block, blocks)] = True
     return reached
 
 
@@ -77,7 +77,7 @@ def _around(block: int) -> list[int]:
 
 def test_every_length_of_a_context(examination: Examination) -> None:
     """Contexts of no slot, one, and around the ends of blocks: not one slot too few, not one too many."""
-    for chosen in _variants(examination, "mask", "grouped", "block_size", "capped"):
+    for chosen in (*_variants(examination, "mask", "grouped", "block_size"), *_variants(examination, "mask", "capped")):
         for tokens in (1, 3):
             examination.once(_enclosed, _case(examination, chosen, _around(chosen["block_size"]), Q=tokens))
 
@@ -104,12 +104,18 @@ def test_every_window(examination: Examination) -> None:
         examination.once(_enclosed, _case(examination, chosen, lengths, 2, 2.0, Q=2))
 
 
+def _in_blocks(case: Case) -> list[str]:
+    """Return the arguments that lie in blocks: caches, and scales of their slots."""
+    return [a.name for a in case.operation.arguments if "P" in a.shape(case.parameters) and a.present(case.parameters)]
+
+
 def _blocks_moved(case: Case, order: np.ndarray) -> Case:
     """Return the case with the blocks of the cache in another order, and the table's numbers with them."""
     table = case.array("block_table")
     moved = np.where(table < 0, table, np.argsort(order)[table]).astype(np.int32)
-    caches = {name: np.ascontiguousarray(case.array(name)[order]) for name in ("key_cache", "value_cache")}
-    return _with(case, block_table=moved, **caches)
+    return _with(
+        case, block_table=moved, **{name: np.ascontiguousarray(case.array(name)[order]) for name in _in_blocks(case)}
+    )
 
 
 def test_blocks_in_another_order(examination: Examination) -> None:
@@ -123,7 +129,7 @@ def test_blocks_in_another_order(examination: Examination) -> None:
             other = trial.call(_blocks_moved(trial.case, order)).results[0]
             trial.identical(one, other, "the same blocks elsewhere in the cache")
 
-    for chosen in _variants(examination, "cache_format", "grouped"):
+    for chosen in _variants(examination, "cache_format", "scale_granularity", "grouped"):
         examination.once(check, _case(examination, chosen, [5, 33, 20], 3, Q=2))
 
 
@@ -139,14 +145,14 @@ def test_slots_beyond_the_context(examination: Examination) -> None:
         trial.enclosed(clean)
         for byte in (0x7F, 0x80):
             spoilt = {}
-            for name in ("key_cache", "value_cache"):
+            for name in _in_blocks(case):
                 array = case.array(name)
                 bad = poison(1, case.format(name).name, byte).astype(array.dtype)
-                spoilt[name] = np.where(reached[..., None, None], array, bad)
+                spoilt[name] = np.where(reached.reshape(*reached.shape, *[1] * (array.ndim - 2)), array, bad)
             other = trial.call(_with(case, **spoilt)).results[0]
             trial.identical(clean, other, "other contents of slots that no context reaches")
 
-    for chosen in _variants(examination, "cache_format", "mask"):
+    for chosen in (*_variants(examination, "cache_format", "scale_granularity"), *_variants(examination, "mask")):
         case = _case(examination, chosen, [5, 33, 0, 20], 4, Q=2)
         used = np.unique(case.array("block_table"))
         free = np.setdiff1d(np.arange(len(case.array("key_cache"))), used)
@@ -200,15 +206,14 @@ def test_a_slot_that_has_it_all(examination: Examination) -> None:
         blocks, block, shared, size = keys.shape
         # All sequences share their blocks; the s-th asks for the s-th slot, by its number in binary digits of +-1.
         table = np.broadcast_to(case.array("block_table")[:1], case.array("block_table").shape).copy()
-        at = attention.slots(table[0], length, block, blocks)
+        at = slots(table[0], length, block, blocks)
         digits = np.where(np.arange(length)[:, None] >> np.arange(size) & 1, 1.0, -1.0)
         x = np.zeros((blocks * block, shared, size))
         x[at] = digits[:, None]
         query = np.broadcast_to(60.0 * digits[:, None, None], case.array("query").shape)
         arrays = {"key_cache": cache_codes(x.reshape(keys.shape), chosen["cache_format"]), "block_table": table}
-        sharp = np.asarray(1.0 if case.arrays["key_scale"] is None else 1 / 40, np.float32)
         if case.arrays["key_scale"] is not None:
-            arrays["key_scale"] = sharp
+            arrays["key_scale"] = np.full_like(case.array("key_scale"), 1 / 40)
         arrays["query"] = float_codes(query, chosen["input_format"])
         arrays["softmax_scale"] = np.asarray(0.5, np.float32)
         examination.once(_enclosed, _with(case, **arrays))
@@ -259,18 +264,19 @@ def test_probabilities_sum_to_one(examination: Examination) -> None:
             at = tuple(int(i) for i in np.argwhere(wrong)[0])
             raise Violation(f"y[{at[0]}, {at[1]}, {at[2]}] sums to {sums[at]!r}, must be 1 to within {room}", case)
 
-    for chosen in _variants(examination, "cache_format", "input_format", "mask", "capped"):
+    of_formats = _variants(examination, "cache_format", "input_format")
+    for chosen in (*of_formats, *_variants(examination, "mask", "capped")):
         case = _case(examination, chosen, [8, 17, 1], 11, 2.0, E=17)
         values = case.array("value_cache")
         ones = np.zeros((*values.shape[:3], 17))
         for row, length in zip(case.array("block_table"), case.array("context_lengths"), strict=True):
-            at = attention.slots(row, int(length), values.shape[1], len(values))
+            at = slots(row, int(length), values.shape[1], len(values))
             ones.reshape(-1, *ones.shape[2:])[at, :, np.arange(at.size)] = 1.0
         arrays = {"value_cache": cache_codes(ones, chosen["cache_format"])}
         if case.arrays["value_scale"] is not None:  # 1 is stored as a unit of the cache
             one = case.decoded("value_cache", arrays["value_cache"]).max()
-            arrays["value_scale"] = np.asarray(1 / one, np.float32)
-            if one * float(arrays["value_scale"]) != 1:
+            arrays["value_scale"] = np.full_like(case.array("value_scale"), 1 / one)
+            if one * float(np.float32(1 / one)) != 1:
                 continue
         examination.once(check, _with(case, **arrays))
 
@@ -286,9 +292,9 @@ def test_equal_values(examination: Examination) -> None:
 
 def test_large_scores(examination: Examination) -> None:
     """Scores of hundreds and thousands, of either sign: the largest is subtracted before exp, so none overflows."""
+    sharpness = np.repeat([30.0, 300.0, 3000.0], 3).reshape(-1, 1, 1, 1)
     for chosen in _variants(examination, "cache_format", "capped", "mask"):
-        for sharpness in (30.0, 300.0, 3000.0):
-            examination.once(_enclosed, _case(examination, chosen, [1, 12, 33], 13, sharpness, Q=2))
+        examination.once(_enclosed, _case(examination, chosen, [1, 12, 33] * 3, 13, sharpness, Q=2))
 
 
 def test_scores_far_below_zero(examination: Examination) -> None:
@@ -314,7 +320,7 @@ def test_ascending_and_descending_scores(examination: Examination) -> None:
             case = _case(examination, chosen, [length], 15, 0.0, H=2)
             keys = case.array("key_cache")
             blocks, block = keys.shape[:2]
-            at = attention.slots(case.array("block_table")[0], length, block, blocks)
+            at = slots(case.array("block_table")[0], length, block, blocks)
             x = np.zeros((blocks * block, *keys.shape[2:]))
             x[at] = np.linspace(-2, 2, length)[::turn, None, None]
             query = np.full(case.array("query").shape, 0.5)
@@ -350,6 +356,28 @@ def test_scales_of_every_size(examination: Examination) -> None:
                 if given is not None:
                     arrays[name] = (given * np.float32(factor * scale)).astype(np.float32)
             examination.once(_enclosed, _with(case, **arrays))
+
+
+def _has_granularity(implementation: Implementation) -> bool:
+    return set(implementation.supports["scale_granularity"]) > {"tensor"} and bool(
+        set(implementation.supports["cache_format"]) & set(QUANTIZED)
+    )
+
+
+@pytest.mark.applies(to=_has_granularity)
+def test_each_has_its_own_scale(examination: Examination) -> None:
+    """Scales a head, a channel or a token that are far from those beside them: none is taken for another, or lost."""
+    for chosen in _variants(examination, "cache_format", "scale_granularity", "grouped"):
+        if chosen["scale_granularity"] is None:
+            continue
+        case = _case(examination, chosen, [3, 18, 40], 22, 0.5, H=8)
+        scales = {}
+        for seed, name in enumerate(("key_scale", "value_scale")):
+            rng, shape = np.random.default_rng(seed), case.array(name).shape
+            scales[name] = (2.0 ** rng.integers(-3, 3, shape, endpoint=True) / UNIT[chosen["cache_format"]]).astype(
+                np.float32
+            )
+        examination.once(_enclosed, _with(case, **scales))
 
 
 def test_what_is_not_finite_stays_in_its_head(examination: Examination) -> None:

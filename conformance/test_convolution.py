@@ -16,6 +16,13 @@ _FORMATS = ("x_format", "w_format", "y_format")
 #: Sums beyond the codes, of both signs.
 _BEYOND = np.array([-4000, -1000, -256, -255, -128, -2, -1, 0, 1, 2, 127, 128, 255, 256, 1000, 4000])
 _GEOMETRY = ("strides", "pads", "dilations", "groups")
+#: A kernel as large as the image stands over it once.
+_PLAIN = {"strides": (1, 1), "pads": (0, 0, 0, 0), "dilations": (1, 1)}
+
+
+def _demand_plain_geometry(implementation: Implementation) -> None:
+    if any(value not in implementation.supports[name] for name, value in _PLAIN.items()):
+        raise Refused("chosen sums need strides and dilations of 1, and no padding")
 
 
 def _enclosed(trial: Trial) -> None:
@@ -199,6 +206,7 @@ def test_channels_have_scales_and_zero_points_of_their_own(examination: Examinat
 def _sums(examination: Examination, targets: Any, scales: tuple[tuple[float, float, float], ...]) -> None:
     """Check the codes of chosen sums, `targets` by the format and zero point of the output."""
     implementation = examination.implementation
+    _demand_plain_geometry(implementation)
     for parameters in _variants(implementation, *_FORMATS):
         of_x, of_w, of_y = _formats(parameters)
         inputs, _, depth = _channels(parameters, 4, 4)
@@ -212,11 +220,8 @@ def _sums(examination: Examination, targets: Any, scales: tuple[tuple[float, flo
                 (inputs if parameters["groups"] == "depthwise" else 2 * parameters["groups"], depth, 1, 8), int
             )
             w[:, 0, 0, :7], w[:, 0, 0, 7] = 16, 1
-            geometry = {"strides": (1, 1), "pads": (0, 0, 0, 0), "dilations": (1, 1)}
-            if any(value not in implementation.supports[name] for name, value in geometry.items()):
-                continue
             given = {"x_scale": s_x, "w_scale": s_w, "y_scale": s_y, "y_zero_point": z_y}
-            case = _case(implementation, {**parameters, **geometry}, "sums", x + _zero(of_x), w + _zero(of_w), **given)
+            case = _case(implementation, {**parameters, **_PLAIN}, "sums", x + _zero(of_x), w + _zero(of_w), **given)
             examination.once(_enclosed, case)
 
 
@@ -248,6 +253,7 @@ def test_convolutions_beyond_int32_saturate(examination: Examination) -> None:
 def test_sums_of_many_taps(examination: Examination) -> None:
     """Pairs of products beyond int16, and sums beyond 2**24 that cancel, keep their last bit."""
     implementation = examination.implementation
+    _demand_plain_geometry(implementation)
     rng = np.random.default_rng(0)
     for parameters in _variants(implementation, *_FORMATS, "groups"):
         of_x, of_w, _ = _formats(parameters)
@@ -256,9 +262,7 @@ def test_sums_of_many_taps(examination: Examination) -> None:
         else:
             inputs, outputs, depth = _channels(parameters, 192, 2)
             rows = 4
-        geometry = {**parameters, "strides": (1, 1), "pads": (0, 0, 0, 0), "dilations": (1, 1)}
-        if any(geometry[name] not in implementation.supports[name] for name in ("strides", "pads", "dilations")):
-            continue
+        geometry = {**parameters, **_PLAIN}
         half = (depth // 2, rows) if depth > 1 else (1, rows // 2)  # up; the other half of channels, or rows, down
         codes = np.tile(rng.integers(115, 127, (*half, 16), endpoint=True), (inputs // half[0], rows // half[1], 1))
         x, up = codes[None], rng.integers(100, 126, (outputs, *half, 16), endpoint=True)

@@ -226,14 +226,15 @@ class Operation:
 
     def combinations(self, supports: Mapping[str, tuple[Any, ...]], names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
         """Yield the supported combinations of the named parameters that are the operation's, idle ones as None."""
-        seen = []
+        seen = set()
         for values in product(*(supports[name] for name in names)):
             chosen = dict(zip(names, values, strict=True))
             chosen = {
                 name: value if self.parameters[name].needed({**chosen}) else None for name, value in chosen.items()
             }
-            if chosen not in seen and self.admits(chosen):
-                seen.append(chosen)
+            key = tuple(chosen.values())
+            if key not in seen and self.admits(chosen):
+                seen.add(key)
                 yield chosen
 
     def bytes_moved(self, case: Case) -> float:

@@ -40,12 +40,11 @@ import numpy as np
 from lowbit_cts.reference.accumulators import Accumulator
 from lowbit_cts.reference.choices import ProbabilityPrecision, SoftmaxParts, WeightPrecision, takes_choices
 from lowbit_cts.reference.enclosure import Enclosure, gamma, representable, within
-from lowbit_cts.reference.formats import FORMATS, IntegerFormat, decode, float_format
+from lowbit_cts.reference.formats import FORMATS, float_format
+from lowbit_cts.reference.kv_cache import Cache, scales_of, slots
 from lowbit_cts.reference.operands import check_positive, dequantized
 from lowbit_cts.reference.sums import Operand, Sums, exactly, inner_products, quantum
 
-#: Formats of a cache that has a scale.
-QUANTIZED = ("int8", "float8_e4m3fn", "float8_e5m2")
 MASKS = ("causal", "window", "none")
 
 _FLOAT32 = float_format("float32")
@@ -122,29 +121,6 @@ def visible(tokens: int, context: int, mask: str, window: int | None) -> np.ndar
     return seen & (slot > place - window) if mask == "window" and window is not None else seen
 
 
-def slots(row: np.ndarray, context: int, block: int, blocks: int) -> np.ndarray:
-    """Return the numbers of the slots of a context in the cache: slot = block number * block size + place in it.
-
-    Parameters
-    ----------
-    row : ndarray of int, (B,)
-        Of the block table. What is beyond the context may be anything.
-    context, block, blocks : int
-        Slots that are filled; slots in a block; blocks in the cache.
-
-    Raises
-    ------
-    ValueError
-        A context that is negative or longer than the row's blocks, a needed block that the cache has not.
-    """
-    if not 0 <= context <= row.size * block:
-        raise ValueError(f"context_lengths: must lie in [0, {row.size * block}], what the table covers; got {context}")
-    needed = row[: -(-context // block)].astype(np.int64)
-    if needed.size and (needed.min() < 0 or needed.max() >= blocks):
-        raise ValueError(f"block_table: must lie in [0, {blocks - 1}] within the context; got {needed.tolist()}")
-    return (needed[:, None] * block + np.arange(block)).reshape(-1)[:context]
-
-
 def check(
     query: np.ndarray,
     key_cache: np.ndarray,
@@ -187,6 +163,7 @@ def attention_enclosure(
     *,
     cache_format: str,
     input_format: str,
+    granularity: str = "tensor",
     mask: str = "causal",
     window: int | None = None,
     float_accumulator: Accumulator = Accumulator.FLOAT32,
@@ -208,14 +185,17 @@ def attention_enclosure(
         The blocks of each sequence in the order of its context.
     context_lengths : ndarray of int, shape (S,)
         Slots that are filled. A token that sees none, as of an empty context, gives zeros.
-    key_scale, value_scale : float or None
-        What codes are multiplied by, positive; None for 1.
+    key_scale, value_scale : float, ndarray or None
+        What codes are multiplied by, positive, in the shapes of the granularity, of `kivi` (G, D) and (C, P, G); what
+        no context reaches is not looked at. None for 1.
     softmax_scale : float
         tau, often ``1 / sqrt(D)``; positive.
     soft_cap : float or None
         c, positive; None for no cap.
     cache_format, input_format : str
         Of the caches, and of query and results.
+    granularity : {"tensor", "head", "kivi"}
+        What shares a scale (`lowbit_cts.reference.kv_cache`).
     mask, window :
         As `visible`.
     float_accumulator, weight_precision, probability_precision, softmax_parts, function_ulps, normaliser_epsilon :
@@ -231,18 +211,16 @@ def attention_enclosure(
     ------
     ValueError
         Shapes that do not fit, heads that the cache's do not divide, scales or caps that are not positive and finite,
-        an unknown mask, a window that is missing or not positive, a context that is longer than the table covers, a
-        block of it that the cache has not.
+        an unknown mask or granularity, a window that is missing or not positive, a context that is longer than the
+        table covers, a block of it that the cache has not.
     """
     check(query, key_cache, value_cache, block_table, context_lengths)
     if mask not in MASKS:
         raise ValueError(f"mask: {mask!r} must be one of {', '.join(MASKS)}")
     if mask == "window" and (window is None or window < 1):
         raise ValueError(f"window: must be a positive integer; got {window}")
-    scales = {"key_scale": key_scale, "value_scale": value_scale, "softmax_scale": softmax_scale, "soft_cap": soft_cap}
-    numbers = {name: np.ones(()) if x is None else np.asarray(x, np.float64) for name, x in scales.items()}
-    for name, number in numbers.items():
-        check_positive(number, name)
+    for name, number in (("softmax_scale", softmax_scale), ("soft_cap", 1.0 if soft_cap is None else soft_cap)):
+        check_positive(np.asarray(number, np.float64), name)
     arithmetic = Arithmetic(
         float_accumulator,
         None if probability_precision is ProbabilityPrecision.FLOAT32 else input_format,
@@ -250,26 +228,20 @@ def attention_enclosure(
         function_ulps,
         normaliser_epsilon,
     )
-    count, tokens, heads, size = query.shape
-    blocks, block, shared, width = value_cache.shape
-    exact = np.zeros((count, tokens, heads, width))
-    bound = np.zeros((count, tokens, heads, width))
-    group = heads // shared if shared else 0
-    for s in range(count):
-        at = slots(block_table[s], int(context_lengths[s]), block, blocks)
-        keys, values = (
-            _numbers(cache[at // block, at % block], numbers[name], cache_format).swapaxes(0, 1)
-            for cache, name in ((key_cache, "key_scale"), (value_cache, "value_scale"))
-        )
-        rows = np.asarray(query[s], np.float64).reshape(tokens, shared, group, size).swapaxes(0, 1)
-        of_heads = _attended(
-            rows.reshape(shared, tokens * group, size), keys, values,
-            np.repeat(visible(tokens, at.size, mask, window), group, axis=0),
-            numbers, soft_cap is not None, (weight_precision, input_format), arithmetic,
+    query = np.asarray(query, np.float64)
+    blocks, block = key_cache.shape[:2]
+    contexts = [slots(row, int(n), block, blocks) for row, n in zip(block_table, context_lengths, strict=True)]
+    caches = tuple(
+        Cache(of, codes, scales_of(of, scale, codes.shape, granularity), FORMATS[cache_format])
+        for of, codes, scale in (("key", key_cache, key_scale), ("value", value_cache, value_scale))
+    )
+    exact, bound = (np.zeros((*query.shape[:3], value_cache.shape[3])) for _ in range(2))
+    each = max(map(len, contexts), default=0) * key_cache.shape[2] * (query.shape[3] + exact.shape[3] + exact.shape[1])
+    for part in _pieces(len(query), each) if exact.size else ():
+        exact[part], bound[part] = _sequences(
+            query[part], caches, contexts[part], (mask, window), (weight_precision, input_format),
+            float(softmax_scale), None if soft_cap is None else float(soft_cap), arithmetic,
         )  # fmt: skip
-        exact[s], bound[s] = (
-            x.reshape(shared, tokens, group, width).swapaxes(0, 1).reshape(tokens, heads, width) for x in of_heads
-        )
     with np.errstate(invalid="ignore", over="ignore"):
         found = within(exact, np.where(np.isnan(exact), 0.0, bound), float_format(input_format))
     anything = np.isnan(exact)
@@ -316,10 +288,53 @@ def attention(*arguments: Any, **parameters: Any) -> np.ndarray:
     return attention_enclosure(*arguments, **parameters).exact
 
 
-def _numbers(codes: np.ndarray, scale: np.ndarray, format: str) -> np.ndarray:
-    """Return what codes stand for."""
-    fmt = FORMATS[format]
-    return (codes if isinstance(fmt, IntegerFormat) else decode(codes, fmt)) * scale
+@dataclass(frozen=True)
+class _Factors:
+    """What sums of products are multiplied by: tau, c or None, and scales of codes that may be added unscaled."""
+
+    softmax: float
+    cap: float | None
+    keys: np.ndarray
+    values: np.ndarray
+
+
+def _sequences(
+    query: np.ndarray,
+    caches: tuple[Cache, ...],
+    contexts: list[np.ndarray],
+    masked: tuple[str, int | None],
+    precision: tuple[WeightPrecision, str],
+    softmax_scale: float,
+    soft_cap: float | None,
+    arithmetic: Arithmetic,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the results of sequences (S, Q, H, D) whose contexts are so many slots, and their bounds, (S, Q, H, E).
+
+    All are computed at once, on slots up to the longest context, of which each sees its own.
+    """
+    count, tokens, heads, size = query.shape
+    shared, longest = caches[0].codes.shape[2], max(map(len, contexts))
+    group = heads // shared
+    if not longest:
+        nothing = np.zeros((count, tokens, heads, caches[1].codes.shape[3]))
+        return nothing, nothing
+    held = np.arange(longest) < np.array([len(slots) for slots in contexts])[:, None]
+    at = np.zeros(held.shape, np.int64)
+    at[held] = np.concatenate(contexts)
+    seen = np.zeros((count, tokens, longest), bool)
+    for sees, own in zip(seen, contexts, strict=True):
+        sees[:, : len(own)] = visible(tokens, len(own), *masked)
+    rows = query.reshape(count, tokens, shared, group, size).swapaxes(1, 2)
+    rows = rows.reshape(count * shared, tokens * group, size)
+    factors = _Factors(softmax_scale, soft_cap, *(cache.apart(count) for cache in caches))
+    keys, values = (cache.numbers(at, held) for cache in caches)
+    of_rows = np.repeat(np.repeat(seen, group, axis=1), shared, axis=0)
+    found = _attended(rows, keys, values, of_rows, factors, precision, arithmetic)
+    exact, bound = (
+        x.reshape(count, shared, tokens, group, -1).swapaxes(1, 2).reshape(count, tokens, heads, x.shape[2])
+        for x in found
+    )
+    return exact, bound
 
 
 def _attended(
@@ -327,75 +342,58 @@ def _attended(
     keys: np.ndarray,
     values: np.ndarray,
     seen: np.ndarray,
-    numbers: dict[str, np.ndarray],
-    capped: bool,
+    factors: _Factors,
     precision: tuple[WeightPrecision, str],
     arithmetic: Arithmetic,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the results of rows of the query (G, R, D) on the keys (G, N, D) and values (G, N, E) of a context.
+    """Return the results of rows of the query (B, R, D) on their own keys (B, N, D) and values (B, N, E).
 
-    With bounds of their error, both (G, R, E); NaN where anything may come. `seen` is (R, N).
+    With bounds of their error, both (B, R, E); NaN where anything may come. `seen` is (B, R, N).
     """
-    shared, rows, _ = query.shape
-    if not query.shape[0] * rows * values.shape[2]:
-        nothing = np.zeros((shared, rows, values.shape[2]))
-        return nothing, nothing
+    rows, columns = query.shape[1], values.shape[2]
     q, k, v = (np.where(np.isfinite(x), x, 0.0) for x in (query, keys, values))
     of_keys, of_values = (dequantized(exactly(x), *precision) for x in (k, v))
     with np.errstate(over="ignore", invalid="ignore"):
-        t, error, flat = _scores(_sums(q, of_keys), numbers, capped, arithmetic)
-        seen, head = np.tile(seen, (shared, 1)), np.repeat(np.arange(shared), rows)
-        flat = (flat | ~seen).all(axis=1)
-        y, bound = (np.zeros((shared * rows, values.shape[2])) for _ in range(2))
+        turned = Operand(*(x.swapaxes(1, 2) for x in (of_keys.values, of_keys.magnitude, of_keys.error)))
+        t, error, flat = _scores(inner_products(exactly(q), turned), factors, arithmetic)
+        flat = (flat | ~seen).all(axis=2).reshape(-1)
+        t, error, each = (x.reshape(-1, x.shape[2]) for x in (t, error, seen))
+        head = np.repeat(np.arange(len(query)), rows)
+        y, bound = (np.zeros((len(t), columns)) for _ in range(2))
         for part in _pieces(len(y), v[0].size):
             own = Operand(*(x[head[part]] for x in (of_values.values, of_values.magnitude, of_values.error)))
-            y[part], bound[part] = _weighted(
-                t[part], error[part], seen[part], flat[part], own, float(numbers["value_scale"]), arithmetic
-            )
+            scale = factors.values[head[part], 0]
+            y[part], bound[part] = _weighted(t[part], error[part], each[part], flat[part], own, scale, arithmetic)
     wild_rows = ~np.isfinite(query).all(axis=2) | ~np.isfinite(keys).all(axis=(1, 2))[:, None]
     wild = wild_rows[..., None] | ~np.isfinite(values).all(axis=1)[:, None]
     y, bound = y.reshape(wild.shape), bound.reshape(wild.shape)
-    sighted = seen.any(axis=1).reshape(shared, rows, 1)
+    sighted = seen.any(axis=2)[..., None]
     return np.where((wild & sighted) | ~np.isfinite(bound), np.nan, y), bound
 
 
-def _sums(query: np.ndarray, keys: Operand) -> Sums:
-    """Return the sums q . k of rows (G, R, D) with the keys (G, N, D) of their heads, as (G R, N)."""
-    of_heads = [
-        inner_products(exactly(query[g]), Operand(keys.values[g].T, keys.magnitude[g].T, keys.error[g].T))
-        for g in range(len(query))
-    ]
-    parts = {
-        name: np.concatenate([getattr(sums, name) for sums in of_heads])
-        for name in ("value", "error", "magnitude", "quantum", "terms")
-    }
-    return Sums(**parts, length=query.shape[2])
-
-
 def _pieces(rows: int, each: int) -> Iterator[slice]:
+    """Return slices of rows, as many at once as can be held, of so many elements each."""
     step = max(1, _AT_ONCE // max(1, each))
     return (slice(start, start + step) for start in range(0, rows, step))
 
 
-def _scores(
-    sums: Sums, numbers: dict[str, np.ndarray], capped: bool, arithmetic: Arithmetic
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return scores, how far a kernel's may be from them, and where they are sums of zeros, all (R, N).
+def _scores(sums: Sums, factors: _Factors, arithmetic: Arithmetic) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return scores, how far a kernel's may be from them, and where they are sums of zeros, all (B, R, N).
 
     Inf where a sum may overflow.
     """
-    accumulator, tau, scale = arithmetic.accumulator, numbers["softmax_scale"], numbers["key_scale"]
+    accumulator, tau, scale = arithmetic.accumulator, factors.softmax, factors.keys
     s, magnitude = sums.value * tau, (sums.magnitude + sums.error) * tau
     adding = accumulator.error(sums.terms, sums.length, magnitude) + 4 * _U64 * np.abs(s)
     error = np.where(accumulator.exact(sums.magnitude, sums.quantum), 0.0, adding) + sums.error * tau
     scaling = gamma(_SCORE, arithmetic.unit_roundoff) * magnitude + _SCORE * _TINY * np.maximum(1, scale * tau)
     # Codes may be added before either scale, and either scale be first.
-    most = 2 * sums.magnitude / scale * np.maximum(1, scale) * np.maximum(1, tau)
+    most = 2 * sums.magnitude / scale * np.maximum(1, scale) * max(1.0, tau)
     zeros = magnitude == 0
     error = np.where(most < accumulator.range.maximum, np.where(zeros, 0.0, error + scaling), np.inf)
-    if not capped:
+    cap = factors.cap
+    if cap is None:
         return s, error, zeros
-    cap = numbers["soft_cap"]
     t, moved = cap * np.tanh(s / cap), error + 2 * _U32 * np.abs(s)
     within_cap = np.maximum(cap * np.tanh((s + moved) / cap) - t, t - cap * np.tanh((s - moved) / cap))
     capping = within_cap + (arithmetic.step + 4 * _U32) * np.abs(t) + 2 * _TINY
@@ -403,12 +401,15 @@ def _scores(
 
 
 def _larger(t: np.ndarray, error: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """Return how many of the other seen scores may come out above each, (R, N)."""
-    found = np.zeros(t.shape)
-    for row, (score, err, sees) in enumerate(zip(t, error, seen, strict=True)):
-        ends = np.sort((score + err)[sees])
-        found[row, sees] = ends.size - np.searchsorted(ends, (score - err)[sees], side="right") - (err[sees] > 0)
-    return found
+    """Return how many of the other seen scores may come out above each, (R, N); 0 where it is not seen."""
+    slots = t.shape[1]
+    highest, lowest = np.where(seen, t + error, -np.inf), t - error
+    # In order, those that may be highest before those that may be as low: what is not above a score stands before it.
+    order = np.argsort(np.concatenate([highest, lowest], axis=1), axis=1, kind="stable")
+    before = np.cumsum(order < slots, axis=1)
+    not_above = np.empty_like(before)
+    np.put_along_axis(not_above, order, before, axis=1)
+    return np.where(seen, slots - not_above[:, slots:] - (error > 0), 0)
 
 
 def _weighted(
@@ -417,12 +418,13 @@ def _weighted(
     seen: np.ndarray,
     flat: np.ndarray,
     values: Operand,
-    scale: float,
+    scale: np.ndarray,
     arithmetic: Arithmetic,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return values (R, N, E) weighted by the softmax of scores (R, N) that err, and a bound of their error, (R, E).
 
-    `flat` are the rows of which all scores are zeros without a rounding, `scale` is that of the values.
+    `flat` are the rows of which all scores are zeros without a rounding, `scale` (R, 1) is what sums of codes may be
+    multiplied by.
     """
     accumulator, unit, step = arithmetic.accumulator, arithmetic.unit_roundoff, arithmetic.step
     counts = seen.sum(axis=1)
@@ -452,7 +454,7 @@ def _weighted(
     heavy = np.where(seen, np.fmin(p * np.exp(theta) * tilt, 1.0), 0.0)
     terms = counts[:, None] * (2 if arithmetic.parts else 1)
     n = accumulator.roundings(terms, int(terms.max(initial=0))) + rises + _EPILOGUE
-    apiece = gamma(n, unit) + gamma(seen.shape[1] + 8, _U64) + (1 + gamma(n, unit)) * np.expm1(logs)
+    apiece = gamma(n, unit) + gamma(counts + 8, _U64)[:, None] + (1 + gamma(n, unit)) * np.expm1(logs)
     adding = np.where(seen, heavy * apiece, 0.0)[..., None]
     own = (adding * (values.magnitude + values.error) + heavy[..., None] * values.error).sum(axis=1)
     rounded, least = 0.0, _TINY
@@ -465,7 +467,8 @@ def _weighted(
     normaliser = gamma(n.max(axis=1, keepdims=True, initial=0), unit) + 2 * arithmetic.epsilon  # of a sum of 1 and more
     bound = shared + own + below
     bound = (bound + normaliser / (1 - normaliser) * (np.abs(y) + bound)) * (1 + 2.0**-30)
-    overflows = (2 * whole / min(1.0, scale) > accumulator.range.maximum) & (bound > 0)  # codes may be added unscaled
+    unscaled = 2 * whole / np.minimum(1.0, scale)
+    overflows = (unscaled > accumulator.range.maximum) & (bound > 0)
     lost = (np.isinf(error) & seen).any(axis=1, keepdims=True) | (normaliser >= 1)
     bound = np.where(overflows | lost, np.inf, bound)
     return y, np.where(_exactly(p, counts, flat, seen, values, arithmetic), 0.0, bound)

@@ -154,6 +154,7 @@ class Requantization(StrEnum):
     FLOAT32 = "float32"  # float32(sum) * scale in float32, ties to even (XNNPACK fp32, FBGEMM, onnxruntime)
     RNDNU = "rndnu"  # 24-bit multiplier, the float32 scale itself, and shift at once, ties up (XNNPACK on Arm)
     RNDNU16 = "rndnu16"  # a shift to 16 bits, then a 15-bit multiplier, ties up twice (XNNPACK's uint8 on Arm)
+    DOUBLE_ROUNDING_UP = "double_rounding_up"  # 31-bit multiplier, then a shift, ties up twice (ruy on AVX-512)
 
 
 class IndexCompletion(StrEnum):

@@ -2,7 +2,7 @@
 
 An array of codes travels in the format's *carrier*, the NumPy type that holds one code an element: ``int8`` or
 ``uint8`` for integers of up to 8 bits, ``uint8`` for floats of up to 8 bits (the low bits of the byte), ``uint16`` for
-bfloat16, and the native type where NumPy has it (float16, float32, float64, int16, int32, uint16).
+bfloat16, and the native type where NumPy has it (float16, float32, float64, int16, int32, int64, uint16).
 
 References
 ----------
@@ -14,7 +14,7 @@ References
 
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -122,7 +122,7 @@ class FloatFormat:
         """Half the distance from 1 to the next number: 2**-(mantissa_bits + 1)."""
         return 2.0 ** -(self.mantissa_bits + 1)
 
-    @property
+    @cached_property
     def maximum(self) -> float:
         """The largest finite value."""
         return float(_values(np.array(self.largest_magnitude), self))
@@ -153,7 +153,7 @@ def _integers() -> list[Format]:
         for bits in range(2, 9)
     ]
     wide = [IntegerFormat(t.__name__, np.dtype(t).itemsize * 8, t is not np.uint16, np.dtype(t))
-            for t in (np.int16, np.uint16, np.int32)]  # fmt: skip
+            for t in (np.int16, np.uint16, np.int32, np.int64)]  # fmt: skip
     return [*small, *wide]
 
 

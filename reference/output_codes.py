@@ -23,7 +23,11 @@ _FLOAT32 = float_format("float32")
 _U32, _U64 = _FLOAT32.unit_roundoff, 2.0**-53
 _INT32 = np.iinfo(np.int32)
 #: Variants that take the multiplier in double precision.
-_DOUBLE = (Requantization.DOUBLE_ROUNDING, Requantization.SINGLE_ROUNDING)
+_DOUBLE = (
+    Requantization.DOUBLE_ROUNDING,
+    Requantization.SINGLE_ROUNDING,
+    Requantization.DOUBLE_ROUNDING_UP,
+)
 
 
 def scales(values: np.ndarray, name: str) -> np.ndarray:

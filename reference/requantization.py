@@ -1,7 +1,7 @@
 """Requantization: sums in int32 to codes, saturate(round(acc * scale) + zero_point), by fixed-point arithmetic.
 
 With scale = s_a s_b / s_y this ends every integer-only layer. Libraries agree on the formula and differ in how the
-real scale becomes an integer and where the product is rounded: `Requantization` names five ways. They give
+real scale becomes an integer and where the product is rounded: `Requantization` names six ways. They give
 different codes at ties, and between ties where a multiplier is short or a product rounded twice.
 
 Sums whose scaled value leaves int32 have a right answer, the saturated code, which `requantize` returns; libraries
@@ -14,6 +14,7 @@ References
 .. [3] TensorFlow Lite, kernels/internal/quantization_util.cc: QuantizeMultiplier; kernels/internal/common.cc:
    MultiplyByQuantizedMultiplier, with and without TFLITE_SINGLE_ROUNDING.
 .. [4] XNNPACK, src/xnnpack/requantization.h at 75db3c09: fp32, rndnu, rndnu16.
+.. [5] ruy, ruy/kernel_avx512.cc at 2af88863; "not meant to be bit-exact-normative", elsewhere it rounds once.
 """
 
 import numpy as np
@@ -32,6 +33,7 @@ MULTIPLIER_BITS = {
     Requantization.SINGLE_ROUNDING: 31,
     Requantization.RNDNU: 24,
     Requantization.RNDNU16: 15,
+    Requantization.DOUBLE_ROUNDING_UP: 31,
 }
 _TAKES_FLOAT32 = (Requantization.FLOAT32, Requantization.RNDNU, Requantization.RNDNU16)
 
@@ -42,7 +44,10 @@ SCALES = {
     Requantization.FLOAT32: (2.0**-32, 256.0),
     Requantization.RNDNU: (2.0**-32, 256.0),
     Requantization.RNDNU16: (2.0**-32, 256.0),
+    Requantization.DOUBLE_ROUNDING_UP: (0.0, 2.0**30),
 }
+#: Rounded twice, the first time to 32 bits.
+_TWICE = (Requantization.DOUBLE_ROUNDING, Requantization.DOUBLE_ROUNDING_UP)
 
 
 def _scales(scale: np.ndarray, variant: Requantization) -> np.ndarray:
@@ -131,10 +136,11 @@ def _scaled(acc: np.ndarray, scale: np.ndarray, variant: Requantization) -> tupl
         narrow = np.where(shift >= 0, _shift_left(acc, shift), _shift_right(acc, np.maximum(-shift, 0)))
         result = _shift_right(np.clip(narrow, _INT16.min, _INT16.max) * multiplier, np.int64(15))
         return result, np.zeros(result.shape, bool)
-    if variant is Requantization.DOUBLE_ROUNDING:
+    if variant in _TWICE:
         wide = _shift_left(acc, shift)
         high = _shift_right(np.clip(wide, _INT32.min, _INT32.max) * multiplier, np.int64(31))
-        return _shift_right_away(high, np.maximum(-shift, 0)), (wide < _INT32.min) | (wide > _INT32.max)
+        again = _shift_right_away if variant is Requantization.DOUBLE_ROUNDING else _shift_right
+        return again(high, np.maximum(-shift, 0)), (wide < _INT32.min) | (wide > _INT32.max)
     result = _shift_right(acc * multiplier, MULTIPLIER_BITS[variant] - shift)
     return result, (result < _INT32.min) | (result > _INT32.max)
 
@@ -176,8 +182,8 @@ def requantize_enclosure(
     """Return the admissible codes of `requantize`: its own; any code where libraries run past the end of int32.
 
     That is where double rounding shifts a sum left past it (scales from 1 on), where the result of single rounding or
-    rndnu lies beyond it, and where TFLite's two add the zero point past it before they clamp. The parameters, shapes
-    and errors are those of `requantize`.
+    rndnu lies beyond it, and where TFLite's and ruy's add the zero point past it before they clamp. The parameters,
+    shapes and errors are those of `requantize`.
     """
     fmt = integer_format(format)
     acc = _sums(acc)
@@ -186,7 +192,7 @@ def requantize_enclosure(
         raise ValueError(f"zero_point: must lie in [{fmt.minimum}, {fmt.maximum}]; got [{z.min()}, {z.max()}]")
     result, beyond = _scaled(acc, _channels(_scales(scale, variant), acc.shape, "scale"), variant)
     total = result + z
-    if variant in (Requantization.DOUBLE_ROUNDING, Requantization.SINGLE_ROUNDING):
+    if variant in (*_TWICE, Requantization.SINGLE_ROUNDING):
         beyond = beyond | (total < _INT32.min) | (total > _INT32.max)
     codes = np.clip(total, fmt.minimum, fmt.maximum)
     return Enclosure(codes, np.where(beyond, fmt.minimum, codes), np.where(beyond, fmt.maximum, codes))

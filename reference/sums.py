@@ -152,14 +152,14 @@ def representable_sum(a: np.ndarray, b: np.ndarray, total: np.ndarray) -> np.nda
 
 
 def inner_products(a: Operand, b: Operand) -> Sums:
-    """Return the sums of the products of two operands, (M, K) and (K, N).
+    """Return the sums of the products of two operands, (..., M, K) and (..., K, N); leading axes are a batch.
 
     Infinities and NaN propagate as IEEE 754 has it: an infinity times zero and the difference of infinities are NaN.
     """
     with np.errstate(invalid="ignore", over="ignore"):
         value = a.values @ b.values
         magnitude = a.magnitude @ b.magnitude
-        k = a.values.shape[1]
+        k = a.values.shape[-1]
         finest = _finest(a, b)
         whole = magnitude <= 2.0**53 * finest
         error = np.where(whole, 0.0, gamma(k, _U64) * magnitude)
@@ -167,17 +167,18 @@ def inner_products(a: Operand, b: Operand) -> Sums:
             error = error + _with_infinities(a.error, b.magnitude + b.error)
         if b.error.any():
             error = error + _with_infinities(a.magnitude, b.error)
-    terms = np.count_nonzero(a.magnitude + a.error, axis=1)[:, None]
+    terms = np.count_nonzero(a.magnitude + a.error, axis=-1)[..., None]
     return Sums(value, error, magnitude, finest, terms, k)
 
 
 def _finest(a: Operand, b: Operand) -> np.ndarray:
-    """Return a power of two, (M, N), that divides every product; of rows of a with few nonzeros the largest such."""
+    """Return a power of two, (..., M, N), that divides every product; of rows of a with few nonzeros the largest."""
     of_a, of_b = a.quanta(), b.quanta()
-    finest = of_a.min(axis=1, initial=np.inf)[:, None] * of_b.min(axis=0, initial=np.inf)
-    for row in np.flatnonzero(np.count_nonzero(a.magnitude, axis=1) <= _FEW):
+    finest = of_a.min(axis=-1, initial=np.inf)[..., None] * of_b.min(axis=-2, initial=np.inf)[..., None, :]
+    for place in np.argwhere(np.count_nonzero(a.magnitude, axis=-1) <= _FEW):
+        row, matrix = tuple(place), tuple(place[:-1])
         at = np.flatnonzero(a.magnitude[row])
-        finest[row] = (of_a[row, at, None] * of_b[at]).min(axis=0, initial=np.inf)
+        finest[row] = (of_a[row][at, None] * of_b[matrix][at]).min(axis=0, initial=np.inf)
     return np.where(np.isnan(finest), np.inf, finest)
 
 

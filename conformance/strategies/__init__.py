@@ -26,6 +26,7 @@ from lowbit_cts.conformance.strategies import (  # noqa: F401  (fill CASES)
     codebooks,
     convolution,
     gguf,
+    kv_cache,
     linear,
     onnx_operators,
     packing,
@@ -79,4 +80,5 @@ def wrong_type(case: Case, name: str) -> np.ndarray | None:
     wider = {"int8": np.int16, "uint8": np.int16, "int32": np.int64, "float32": np.float64}
     if array is None or fmt.name not in wider or fmt.carrier.name != array.dtype.name:
         return None
-    return array.astype(wider[fmt.name])
+    with np.errstate(invalid="ignore"):  # signalling NaN
+        return array.astype(wider[fmt.name])

@@ -9,11 +9,12 @@ from lowbit_cts.conformance import fills
 from lowbit_cts.conformance.strategies.drawing import SEEDS, Draw, draws, one_of, size
 from lowbit_cts.kernels import Case, Operation
 from lowbit_cts.reference.formats import float_format
+from lowbit_cts.reference.kv_cache import scale_shape
 
 Generator = np.random.Generator
 
 #: What a standard deviation is stored as in a quantized cache.
-_UNIT = {"int8": 40.0, "float8_e4m3fn": 16.0, "float8_e5m2": 16.0}
+UNIT = {"int8": 40.0, "float8_e4m3fn": 16.0, "float8_e5m2": 16.0}
 _FILLS = {"full": ("even", "peaked", "outliers"), "exact": ("zeros",), "special": ("specials",)}
 #: Results of a case, and products of a probability and a value, at most: past that there are fewer tokens, then fewer
 #: sequences, and shorter contexts, where all axes are long at once.
@@ -43,10 +44,24 @@ def block_table(rng: Generator, contexts: np.ndarray, columns: int, block: int, 
 
 def cache_codes(x: np.ndarray, format: str) -> np.ndarray:
     """Return numbers as codes of a cache, of a quantized one as multiples of its unit."""
-    x = x * _UNIT.get(format, 1.0)
+    x = x * UNIT.get(format, 1.0)
     if format == "int8":
         return np.clip(np.rint(x), -128, 127).astype(np.int8)
     return fills.float_codes(x, format)
+
+
+def scale_shapes(chosen: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...] | None]:
+    """Return the shapes of key_scale and value_scale, by those of keys and values; None of a cache that has none.
+
+    Parameters
+    ----------
+    chosen : mapping
+        Parameters.
+    shapes : mapping
+        Of "key" and "value": (..., heads, size).
+    """
+    granularity = chosen["scale_granularity"]
+    return {f"{of}_scale": scale_shape(of, shape, granularity) if granularity else None for of, shape in shapes.items()}
 
 
 def arrays_of(rng: Generator, chosen: Mapping[str, Any], sizes: Mapping[str, int], contexts: np.ndarray) -> dict:
@@ -64,17 +79,19 @@ def arrays_of(rng: Generator, chosen: Mapping[str, Any], sizes: Mapping[str, int
     format, block = chosen["cache_format"], chosen["block_size"]
     keys = rng.standard_normal((c, block, g, d)) * np.exp(0.5 * rng.standard_normal((1, 1, g, 1)))
     values = rng.standard_normal((c, block, g, e)) + rng.standard_normal((1, 1, g, e))
-    quantized = format in _UNIT
-    scales = np.exp(0.5 * rng.standard_normal(3)) / np.array([*[_UNIT.get(format, 1.0)] * 2, max(1, d) ** 0.5])
+    shapes = scale_shapes(chosen, {"key": keys.shape, "value": values.shape})
+    scales = {
+        name: None if shape is None else np.asarray(np.exp(0.5 * rng.standard_normal(shape)) / UNIT[format], np.float32)
+        for name, shape in shapes.items()
+    }
     return {
         "query": fills.float_codes(rng.standard_normal((s, q, h, d)), chosen["input_format"]),
         "key_cache": cache_codes(keys, format),
         "value_cache": cache_codes(values, format),
         "block_table": block_table(rng, contexts, b, block, c),
         "context_lengths": contexts.astype(np.int32),
-        "key_scale": np.asarray(scales[0], np.float32) if quantized else None,
-        "value_scale": np.asarray(scales[1], np.float32) if quantized else None,
-        "softmax_scale": np.asarray(scales[2], np.float32),
+        **scales,
+        "softmax_scale": np.asarray(np.exp(0.5 * rng.standard_normal()) / max(1, d) ** 0.5, np.float32),
         "soft_cap": np.asarray(rng.uniform(1, 8), np.float32) if chosen["capped"] else None,
     }
 
@@ -124,11 +141,11 @@ def _attention_paged(draw: Draw, operation: Operation, chosen: dict, regime: str
         arrays["query"] = fills.float_codes(x, chosen["input_format"])
     elif family == "zeros":
         arrays["query"] = fills.float_codes(np.zeros(query), chosen["input_format"])
-        unit = _UNIT.get(chosen["cache_format"], 1.0)
+        unit = UNIT.get(chosen["cache_format"], 1.0)
         arrays["value_cache"] = cache_codes(rng.integers(-4, 4, values, endpoint=True) / unit, chosen["cache_format"])
         for name in ("key_scale", "value_scale"):
             if arrays[name] is not None:
-                arrays[name] = np.asarray(fills.powers_of_two(rng, (), -3, 3), np.float32)
+                arrays[name] = np.asarray(fills.powers_of_two(rng, arrays[name].shape, -3, 3), np.float32)
     elif family == "specials":
         _spoil(rng, arrays, chosen)
     return Case(operation, chosen, arrays, {"fill": family, "seed": seed})

@@ -21,7 +21,7 @@ SUPPORTS = {
     "capped": (False, True),
     "block_size": (16, 5),
 }
-EVERYWHERE = {**SUPPORTS, "cache_format": CACHES, "input_format": WIDE}
+EVERYWHERE = {**SUPPORTS, "cache_format": CACHES, "input_format": WIDE, "scale_granularity": ("tensor", "head", "kivi")}
 
 
 # The parts of a kernel, each of which a right or a wrong one may replace ----------------------------------------------
@@ -55,21 +55,27 @@ def numbers_of(codes, scale, format):
     return plain._float32(codes, scale, format)
 
 
+def spread(name, scale, cache, granularity):
+    return plain.spread(name, scale, cache.shape, granularity)
+
+
 def kernel(
     *, check=plain._check, gather=gather, seen=plain._seen, head=own_head, score=score, softmax=softmax,
     numbers=numbers_of, scales=lambda k, v, tau, cap, size: (k, v, tau, cap), length=lambda n, most: n,
-    rows=lambda table, s: table[s], dtype=F, cast=lambda w, format: w, dequantize=lambda x, format: x,
+    rows=lambda table, s: table[s], dtype=F, cast=lambda w, format: w, dequantize=lambda x, format: x, spread=spread,
 ):  # fmt: skip
     """Return a kernel of these parts."""
 
     def attention_paged(
         query, key_cache, value_cache, block_table, context_lengths, key_scale, value_scale, softmax_scale, soft_cap,
-        *, cache_format, input_format, mask, window,
+        *, cache_format, input_format, scale_granularity, mask, window,
     ):  # fmt: skip
         check(query, key_cache, value_cache, block_table, context_lengths)
         sequences, tokens, heads, size = query.shape
         shared = key_cache.shape[2]
         key_scale, value_scale, tau, cap = scales(key_scale, value_scale, softmax_scale, soft_cap, size)
+        key_scale = spread("key", key_scale, key_cache, scale_granularity)
+        value_scale = spread("value", value_scale, value_cache, scale_granularity)
         q = float32_of(query, input_format).astype(dtype)
         y = np.zeros((*query.shape[:3], value_cache.shape[3]), dtype)
         most = block_table.shape[1] * key_cache.shape[1]
@@ -78,7 +84,14 @@ def kernel(
                 n = length(int(context_lengths[s]), most)
                 row = rows(block_table, s)
                 k, v = (
-                    dequantize(numbers(gather(cache, row, n), scale, cache_format), input_format).astype(dtype)
+                    dequantize(
+                        numbers(
+                            gather(cache, row, n),
+                            gather(scale, row, n) if scale is not None and scale.ndim == 4 else scale,
+                            cache_format,
+                        ),
+                        input_format,
+                    ).astype(dtype)
                     for cache, scale in ((key_cache, key_scale), (value_cache, value_scale))
                 )
                 sees = seen(tokens, n, mask, window)
@@ -213,13 +226,44 @@ _right(
 
 
 @right.implements("attention_paged", supports=EVERYWHERE)
+def scales_on_the_other_factors(
+    query, key_cache, value_cache, block_table, context_lengths, key_scale, value_scale, softmax_scale, soft_cap,
+    *, cache_format, input_format, scale_granularity, mask, window,
+):  # fmt: skip
+    """Multiply the query by the scales of keys, and weights by those of values: codes are never dequantized."""
+    plain._check(query, key_cache, value_cache, block_table, context_lengths)
+    shared = key_cache.shape[2]
+    q, y = float32_of(query, input_format), np.zeros((*query.shape[:3], value_cache.shape[3]), F)
+    one = None if key_scale is None else F(1)
+    of_keys, of_values = (
+        np.ones((1, 1), F) if scale is None else spread(name, scale, cache, scale_granularity)
+        for name, scale, cache in (("key", key_scale, key_cache), ("value", value_scale, value_cache))
+    )
+    for s, length in enumerate(context_lengths.tolist() if y.size else ()):
+        keys, values = (
+            numbers_of(gather(cache, block_table[s], length), one, cache_format) for cache in (key_cache, value_cache)
+        )
+        of_slots = gather(of_values, block_table[s], length) if of_values.ndim == 4 else of_values
+        of_slots = np.broadcast_to(of_slots, (length, shared, 1))
+        seen = plain._seen(query.shape[1], length, mask, window)
+        for h in range(query.shape[2]):
+            g = own_head(h, query.shape[2], shared)
+            scaled = q[s, :, h] * np.broadcast_to(of_keys, key_cache.shape[2:])[g]
+            with np.errstate(all="ignore"):
+                w, total = _weights(score(scaled, keys[:, g], softmax_scale, soft_cap), seen)
+                y[s, :, h] = (w * of_slots[:, g, 0]) @ values[:, g] / total
+    return output_of(y, input_format)
+
+
+@right.implements("attention_paged", supports=EVERYWHERE)
 def into_out(
     query, key_cache, value_cache, block_table, context_lengths, key_scale, value_scale, softmax_scale, soft_cap,
-    *, cache_format, input_format, mask, window, out,
+    *, cache_format, input_format, scale_granularity, mask, window, out,
 ):  # fmt: skip
     out[...] = kernel()(
         query, key_cache, value_cache, block_table, context_lengths, key_scale, value_scale, softmax_scale, soft_cap,
-        cache_format=cache_format, input_format=input_format, mask=mask, window=window,
+        cache_format=cache_format, input_format=input_format, scale_granularity=scale_granularity, mask=mask,
+        window=window,
     )  # fmt: skip
 
 
@@ -352,6 +396,37 @@ _wrong("unsigned_codes", numbers=lambda codes, scale, format: numbers_of(
     codes.view(np.uint8).astype(np.int16) if format == "int8" else codes, scale, format))  # fmt: skip
 _wrong("one_float8_for_the_other", supports=EVERYWHERE, numbers=lambda codes, scale, format: numbers_of(
     codes, scale, {"float8_e5m2": "float8_e4m3fn"}.get(format, format)))  # fmt: skip
+
+
+# Scales a head, a channel, a token.
+KIVI = {**SUPPORTS, "cache_format": ("int8", "float8_e5m2"), "scale_granularity": ("tensor", "head", "kivi")}
+
+
+def _spread_with(head=None, channel=None, token=None):
+    """Return a `spread` that does another thing to scales a head, a channel of the keys or a token of the values."""
+
+    def other(name, scale, cache, granularity):
+        change = {"tensor": None, "head": head, "kivi": channel if name == "key" else token}[granularity or "tensor"]
+        return spread(name, scale if change is None or not scale.size else change(scale), cache, granularity)
+
+    return other
+
+
+def _first(scale):
+    return np.full_like(scale, scale.flat[0])
+
+
+_wrong("heads_of_scales_reversed", supports=KIVI, spread=_spread_with(head=lambda scale: scale[::-1]))
+_wrong("first_heads_scale_for_all", supports=KIVI, spread=_spread_with(head=_first))
+_wrong("one_scale_for_all_channels", supports=KIVI, spread=_spread_with(channel=_first))
+_wrong("channels_of_the_first_head", supports=KIVI, spread=_spread_with(
+    channel=lambda scale: np.broadcast_to(scale[:1], scale.shape)))  # fmt: skip
+_wrong("channels_rolled_by_one", supports=KIVI, spread=_spread_with(channel=lambda scale: np.roll(scale, 1, axis=1)))
+_wrong("scales_of_the_first_block", supports=KIVI, spread=_spread_with(
+    token=lambda scale: np.broadcast_to(scale[:1], scale.shape)))  # fmt: skip
+_wrong("scale_of_the_slot_before", supports=KIVI, spread=_spread_with(token=lambda scale: np.roll(scale, 1, axis=1)))
+_wrong("tokens_scale_of_the_first_head", supports=KIVI, spread=_spread_with(
+    token=lambda scale: np.broadcast_to(scale[..., :1], scale.shape)))  # fmt: skip
 
 
 # Probabilities.

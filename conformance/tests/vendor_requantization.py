@@ -8,7 +8,7 @@ from lowbit_cts.kernels.numpy import requantization as plain
 right = Backend("right", version="1.0")
 wrong = Backend("wrong", version="1.0")
 
-DOUBLE, SINGLE, FLOAT32, RNDNU, RNDNU16 = Requantization
+DOUBLE, SINGLE, FLOAT32, RNDNU, RNDNU16, DOUBLE_UP = Requantization
 _EVERYWHERE = {"format": ("int8", "uint8"), "granularity": ("tensor", "channel")}
 _ENDS = {"int8": (-128, 127), "uint8": (0, 255)}
 
@@ -68,7 +68,8 @@ EXPECTED = {}
 # RNDNU and single rounding are one, for a scale that is a float32.
 for _computed, _declared in (
     (DOUBLE, SINGLE), (SINGLE, DOUBLE), (SINGLE, FLOAT32), (FLOAT32, SINGLE), (RNDNU, FLOAT32), (FLOAT32, RNDNU),
-    (RNDNU16, RNDNU), (RNDNU, RNDNU16), (DOUBLE, FLOAT32),
+    (RNDNU16, RNDNU), (RNDNU, RNDNU16), (DOUBLE, FLOAT32), (DOUBLE, DOUBLE_UP), (DOUBLE_UP, DOUBLE),
+    (SINGLE, DOUBLE_UP), (DOUBLE_UP, SINGLE),
 ):  # fmt: skip
     _name = f"{_computed}_declared_as_{_declared}"
     EXPECTED[_name] = "must be"

@@ -20,7 +20,16 @@ from bitsandbytes import functional
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lowbit_cts.kernels import PRESETS, Backend, Division, PartPrecision, ScaleRule, Semantics, WeightPrecision, ZeroScale
+from lowbit_cts.kernels import (
+    PRESETS,
+    Backend,
+    Division,
+    PartPrecision,
+    ScaleRule,
+    Semantics,
+    WeightPrecision,
+    ZeroScale,
+)
 from lowbit_cts.reference.codebooks import CODEBOOKS
 
 backend = Backend("bitsandbytes", version=bitsandbytes.__version__, arrays="torch")

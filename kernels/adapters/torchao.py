@@ -180,7 +180,7 @@ def int8_tensor(a: Tensor, bias: None, *, prepared: Int8Tensor) -> Tensor:
 
 def _columns(b: Tensor, b_scale: Tensor) -> tuple[Tensor, Tensor]:
     """Return the weights as torchao lays them out; of one row not, which _int_mm would take for a column."""
-    return b.t().contiguous().t() if len(b) > 1 else b, b_scale
+    return b.t().contiguous().t() if len(b) > 1 else b.clone(memory_format=torch.contiguous_format), b_scale
 
 
 @backend.implements(

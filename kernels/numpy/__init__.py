@@ -12,6 +12,7 @@ from lowbit_cts.kernels.numpy import (
     codebooks,
     convolution,
     gguf,
+    kv_cache,
     linear,
     onnx_operators,
     packing,
@@ -25,6 +26,6 @@ from lowbit_cts.kernels.numpy import (
 backend = Backend("numpy", version=np.__version__, arrays="numpy")
 for family in (
     affine, products, vector, casts, packing, sparse24, requantization, block_formats, codebooks, binary, gguf,
-    linear, structured, onnx_operators, convolution, attention,
+    linear, structured, onnx_operators, convolution, attention, kv_cache,
 ):  # fmt: skip
     family.register(backend)

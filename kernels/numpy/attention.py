@@ -3,10 +3,9 @@
 import numpy as np
 
 from lowbit_cts.kernels import Backend
+from lowbit_cts.kernels.numpy.kv_cache import CACHES, GRANULARITIES, spread
 from lowbit_cts.kernels.numpy.numbers import WIDE, float32_of, output_of
 from lowbit_cts.kernels.numpy.small_floats import decode
-
-_CACHES = (*WIDE, "int8", "float8_e4m3fn", "float8_e5m2")
 
 
 def _check(query, key_cache, value_cache, block_table, context_lengths):
@@ -48,37 +47,52 @@ def _seen(tokens, length, mask, window):
 
 def attention_paged(
     query, key_cache, value_cache, block_table, context_lengths, key_scale, value_scale, softmax_scale, soft_cap,
-    *, cache_format, input_format, mask, window,
+    *, cache_format, input_format, scale_granularity, mask, window,
 ):  # fmt: skip
     """Return softmax(query @ keys * softmax_scale) @ values of each sequence."""
     _check(query, key_cache, value_cache, block_table, context_lengths)
     sequences, tokens, heads, size = query.shape
     blocks, block, shared, width = value_cache.shape
-    q = float32_of(query, input_format).reshape(sequences, tokens, shared, -1 if query.size else 0, size)
+    group = heads // shared if shared else 0
+    q = float32_of(query, input_format).reshape(sequences, tokens, shared, group, size).swapaxes(1, 2)
+    q = q.reshape(sequences, shared, tokens * group, size)
+    scales = [
+        spread(name, scale, cache.shape, scale_granularity)
+        for name, scale, cache in (("key", key_scale, key_cache), ("value", value_scale, value_cache))
+    ]
     y = np.zeros((sequences, tokens, heads, width), np.float32)
     for s, length in enumerate(context_lengths.tolist()):
         at = _context(block_table[s], length, blocks, block)
         keys, values = (
-            _float32(cache[at].reshape(-1, shared, cache.shape[3])[:length], scale, cache_format).transpose(1, 0, 2)
-            for cache, scale in ((key_cache, key_scale), (value_cache, value_scale))
+            _gathered(cache, at, length, scale, cache_format)
+            for cache, scale in zip((key_cache, value_cache), scales, strict=True)
         )
         if length and y.size:
+            seen = np.repeat(_seen(tokens, length, mask, window), group, axis=0)
             with np.errstate(over="ignore", invalid="ignore"):
-                y[s] = _attended(q[s], keys, values, softmax_scale, soft_cap, _seen(tokens, length, mask, window))
+                found = _attended(q[s], keys, values, softmax_scale, soft_cap, seen)
+            y[s] = found.reshape(shared, tokens, group, width).swapaxes(0, 1).reshape(tokens, heads, width)
     return output_of(y, input_format)
 
 
+def _gathered(cache, at, length, scale, format):
+    """Return the numbers in the blocks of a context, (heads, slots, size)."""
+    codes = cache[at].reshape(-1, *cache.shape[2:])[:length]
+    if scale is not None and scale.ndim == cache.ndim:
+        scale = scale[at].reshape(-1, *scale.shape[2:])[:length]
+    return _float32(codes, scale, format).swapaxes(0, 1)
+
+
 def _attended(query, keys, values, softmax_scale, soft_cap, seen):
-    """Return the results of tokens (Q, G, H / G, D) on keys (G, N, D) and values (G, N, E), as (Q, H, E)."""
-    scores = np.einsum("qghd,gnd->qghn", query, keys, optimize=True) * softmax_scale
+    """Return the results of rows (G, R, D) on keys (G, N, D) and values (G, N, E), as (G, R, E)."""
+    scores = query @ keys.swapaxes(1, 2) * softmax_scale
     if soft_cap is not None:
         scores = soft_cap * np.tanh(scores / soft_cap)
-    scores = np.where(seen[:, None, None], scores, np.float32(-np.inf))
+    scores = np.where(seen, scores, np.float32(-np.inf))
     top = scores.max(axis=-1, keepdims=True)
     weights = np.exp(scores - np.where(np.isneginf(top), np.float32(0), top))
     total = weights.sum(axis=-1, keepdims=True)
-    found = np.einsum("qghn,gne->qghe", weights, values, optimize=True) / np.where(total == 0, np.float32(1), total)
-    return found.reshape(len(query), -1, values.shape[2])
+    return (weights @ values) / np.where(total == 0, np.float32(1), total)
 
 
 def register(backend: Backend) -> None:
@@ -87,7 +101,7 @@ def register(backend: Backend) -> None:
         "attention_paged",
         name="float32",
         supports={
-            "cache_format": _CACHES, "input_format": WIDE, "grouped": (False, True),
+            "cache_format": CACHES, "input_format": WIDE, "scale_granularity": GRANULARITIES, "grouped": (False, True),
             "mask": ("causal", "window", "none"), "window": (5, 64, 1), "capped": (False, True),
             "block_size": (16, 8, 32, 5),
         },

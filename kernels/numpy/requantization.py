@@ -36,6 +36,12 @@ def _double_rounding(acc: np.ndarray, multiplier: np.ndarray, shift: np.ndarray)
     return (high >> places) + (remainder > threshold)
 
 
+def _double_rounding_up(acc: np.ndarray, multiplier: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    wide = np.clip(acc << np.maximum(shift, 0), _INT32.min, _INT32.max)
+    high = _rounding_shift(wide * multiplier, np.int64(31))
+    return np.where(shift < 0, _rounding_shift(high, np.maximum(-shift, 1)), high)
+
+
 def _single_rounding(acc: np.ndarray, multiplier: np.ndarray, shift: np.ndarray) -> np.ndarray:
     return _rounding_shift(acc * multiplier, 31 - shift)
 
@@ -51,6 +57,7 @@ def _rndnu16(acc: np.ndarray, multiplier: np.ndarray, shift: np.ndarray) -> np.n
 
 _VARIANTS = {
     Requantization.DOUBLE_ROUNDING: (_double_rounding, _tflite_multiplier),
+    Requantization.DOUBLE_ROUNDING_UP: (_double_rounding_up, _tflite_multiplier),
     Requantization.SINGLE_ROUNDING: (_single_rounding, _tflite_multiplier),
     Requantization.RNDNU: (_rndnu, lambda scale: _multiplier(scale, 24)),
     Requantization.RNDNU16: (_rndnu16, lambda scale: _multiplier(scale, 15)),

@@ -4,9 +4,10 @@ import numpy as np
 
 from lowbit_cts.kernels.operation import Argument, Case, Operation, Parameter, Parameters, register
 from lowbit_cts.kernels.semantics import Semantics
-from lowbit_cts.reference import attention
-from lowbit_cts.reference.attention import MASKS, QUANTIZED
+from lowbit_cts.reference import attention, kv_cache
+from lowbit_cts.reference.attention import MASKS
 from lowbit_cts.reference.enclosure import Enclosure
+from lowbit_cts.reference.kv_cache import GRANULARITIES, QUANTIZED
 
 _WIDE = ("float16", "bfloat16", "float32")
 _CHOICES = (
@@ -31,10 +32,12 @@ def _cache(name: str, size: str) -> Argument:
     )  # fmt: skip
 
 
-def _scale(name: str) -> Argument:
+def _scale(name: str, size: str, of_kivi: str) -> Argument:
     return Argument(
-        f"{name}_scale", lambda p: "float32", lambda p: (),
-        f"float32, (): what codes of {name}s are multiplied by; None unless quantized", present=_quantized,
+        f"{name}_scale", lambda p: "float32",
+        lambda p: kv_cache.scale_shape(name, ("C", "P", _shared(p), size), p["scale_granularity"] or "tensor"),
+        f"float32: what codes of {name}s are multiplied by, (), (heads,) or {of_kivi}; None unless quantized",
+        present=_quantized,
     )  # fmt: skip
 
 
@@ -51,6 +54,7 @@ def _attention_paged(case: Case, semantics: Semantics) -> dict[str, Enclosure]:
         case.array("softmax_scale"),
         case.arrays["soft_cap"],
         **{name: chosen[name] for name in ("cache_format", "input_format", "mask", "window")},
+        granularity=chosen["scale_granularity"] or "tensor",
         **semantics.choices(_CHOICES),
     )
     return {"y": found}
@@ -93,8 +97,8 @@ attention_paged = register(
                 "context_lengths", lambda p: "int32", lambda p: ("S",),
                 "int32, (S,): filled slots, the tokens' own among them; a token that sees none gives zeros",
             ),
-            _scale("key"),
-            _scale("value"),
+            _scale("key", "D", "(heads, D)"),
+            _scale("value", "E", "(blocks C, slots P, heads), those beyond the contexts not to be read"),
             Argument("softmax_scale", lambda p: "float32", lambda p: (), "float32, (): what q . k is multiplied by"),
             Argument(
                 "soft_cap", lambda p: "float32", lambda p: (), "float32, (): scores become c tanh(s / c); or None",
@@ -108,6 +112,10 @@ attention_paged = register(
                 assumed=("float16",),
             ),
             "input_format": Parameter(_WIDE, "the format of query and y", assumed=("float16",)),
+            "scale_granularity": Parameter(
+                GRANULARITIES, "what shares a scale: all, a head, or a channel of the keys and a token of the values",
+                assumed=("tensor",), needed=lambda p: p.get("cache_format", "int8") in QUANTIZED,
+            ),
             "grouped": Parameter(
                 (False, True), "whether the cache has heads of its own number G, each for H / G consecutive ones",
                 assumed=(False,),
@@ -126,7 +134,7 @@ attention_paged = register(
         semantics=_CHOICES,
         evaluate=_attention_paged,
         independent=lambda p: ("S", "E") if p["grouped"] else ("S", "H", "E"),
-        variants=("cache_format",),
+        variants=("cache_format", "scale_granularity"),
         admits=_of_one_kind,
         work=_multiply_adds,
         derived={"P": lambda sizes, p: p["block_size"]},

@@ -18,6 +18,7 @@ from lowbit_cts.kernels.torch import (
     codebooks,
     convolution,
     gguf,
+    kv_cache,
     linear,
     linear_native,
     onnx_operators,
@@ -38,7 +39,7 @@ with warnings.catch_warnings():  # quantized tensors are deprecated, which torch
 #: Families of kernels composed of plain operators.
 _COMPOSED = (
     packing, sparse24, requantization, block_formats, codebooks, binary, gguf, linear, structured,
-    onnx_operators, convolution,
+    onnx_operators, convolution, kv_cache,
 )  # fmt: skip
 
 

@@ -7,11 +7,12 @@ from torch import Tensor
 
 from lowbit_cts.kernels import Backend, ProbabilityPrecision, Semantics, WeightPrecision
 from lowbit_cts.kernels.torch.build import Build
+from lowbit_cts.kernels.torch.kv_cache import FLOATS, FORMATS, GRANULARITIES, spread
 
-_FLOATS = ("float32", "float16", "bfloat16")
 _SUPPORTS = {
-    "cache_format": (*_FLOATS, "int8", "float8_e4m3fn", "float8_e5m2"),
-    "input_format": _FLOATS,
+    "cache_format": FORMATS,
+    "input_format": FLOATS,
+    "scale_granularity": GRANULARITIES,
     "grouped": (False, True),
     "mask": ("causal", "window", "none"),
     "window": (5, 64, 1),
@@ -57,6 +58,8 @@ def _gathered(cache: Tensor, numbers: Tensor, scale: Tensor | None, lengths: Ten
     """Return the numbers of each sequence's slots, (S, G, N, size), zeros beyond its context."""
     raw = cache.view(torch.uint8)[numbers].view(cache.dtype) if cache.element_size() == 1 else cache[numbers]
     found = raw.flatten(1, 2).float()
+    if scale is not None and scale.dim() == cache.dim():
+        scale = scale[numbers].flatten(1, 2)
     held = torch.arange(found.shape[1], device=found.device) < lengths.unsqueeze(1)
     found = torch.where(held[..., None, None], found if scale is None else found * scale, 0.0)
     return found.to(dtype).transpose(1, 2)
@@ -101,15 +104,15 @@ def register_composed(backend: Backend, build: Build, arithmetic: Semantics) -> 
     def attention_paged(
         query: Tensor, key_cache: Tensor, value_cache: Tensor, block_table: Tensor, context_lengths: Tensor,
         key_scale: Tensor | None, value_scale: Tensor | None, softmax_scale: Tensor, soft_cap: Tensor | None,
-        *, mask: str, window: int | None,
+        *, scale_granularity: str | None, mask: str, window: int | None,
     ) -> Tensor:  # fmt: skip
         numbers = _checked(query, key_cache, value_cache, block_table, context_lengths)
         shape = (*query.shape[:3], value_cache.shape[3])
         if not numbers.numel() or not query.shape[1] * query.shape[2]:
             return query.new_zeros(shape)
         keys, values = (
-            _gathered(cache, numbers, scale, context_lengths, torch.float32)
-            for cache, scale in ((key_cache, key_scale), (value_cache, value_scale))
+            _gathered(cache, numbers, spread(of, scale, cache.shape, scale_granularity), context_lengths, torch.float32)
+            for of, cache, scale in (("key", key_cache, key_scale), ("value", value_cache, value_scale))
         )
         seen = _seen(query.shape[1], keys.shape[2], context_lengths, mask, window)
         y = attended(_by_heads(query.float(), keys.shape[1]), keys, values, seen, softmax_scale, soft_cap)
@@ -131,15 +134,15 @@ def register_native(backend: Backend) -> None:
     def attention_paged(
         query: Tensor, key_cache: Tensor, value_cache: Tensor, block_table: Tensor, context_lengths: Tensor,
         key_scale: Tensor | None, value_scale: Tensor | None, softmax_scale: Tensor, soft_cap: None,
-        *, mask: str, window: int | None,
+        *, scale_granularity: str | None, mask: str, window: int | None,
     ) -> Tensor:  # fmt: skip
         numbers = _checked(query, key_cache, value_cache, block_table, context_lengths)
         shape = (*query.shape[:3], value_cache.shape[3])
         if not numbers.numel() or not query.shape[1] * query.shape[2]:
             return query.new_zeros(shape)
         keys, values = (
-            _gathered(cache, numbers, scale, context_lengths, query.dtype)
-            for cache, scale in ((key_cache, key_scale), (value_cache, value_scale))
+            _gathered(cache, numbers, spread(of, scale, cache.shape, scale_granularity), context_lengths, query.dtype)
+            for of, cache, scale in (("key", key_cache, key_scale), ("value", value_cache, value_scale))
         )
         seen = _seen(query.shape[1], keys.shape[2], context_lengths, mask, window)
         y = torch.nn.functional.scaled_dot_product_attention(

@@ -18,6 +18,7 @@ _BITS = {
     Requantization.SINGLE_ROUNDING: 31,
     Requantization.RNDNU: 24,
     Requantization.RNDNU16: 15,
+    Requantization.DOUBLE_ROUNDING_UP: 31,
 }
 
 
@@ -51,6 +52,11 @@ def _double_rounding(acc: Tensor, multiplier: Tensor, shift: Tensor, *codes) -> 
     return _saturated(torch.sign(high) * _shifted(high.abs(), (-shift).clamp_min(0)), *codes)
 
 
+def _double_rounding_up(acc: Tensor, multiplier: Tensor, shift: Tensor, *codes) -> Tensor:
+    wide = torch.clamp(acc.long() << shift.clamp_min(0), _INT32.min, _INT32.max)
+    return _saturated(_shifted(_shifted(wide * multiplier, 31), (-shift).clamp_min(0)), *codes)
+
+
 def _single_rounding(acc: Tensor, multiplier: Tensor, shift: Tensor, *codes) -> Tensor:
     return _saturated(_shifted(acc.long() * multiplier, 31 - shift), *codes)
 
@@ -69,6 +75,7 @@ _VARIANTS = {
     Requantization.SINGLE_ROUNDING: _single_rounding,
     Requantization.RNDNU: _rndnu,
     Requantization.RNDNU16: _rndnu16,
+    Requantization.DOUBLE_ROUNDING_UP: _double_rounding_up,
 }
 
 

@@ -10,16 +10,17 @@ import pytest
 
 from lowbit_cts.reference import attention as subject
 from lowbit_cts.reference.accumulators import Accumulator
-from lowbit_cts.reference.attention import attention_enclosure, probabilities_room, slots, visible
+from lowbit_cts.reference.attention import attention_enclosure, probabilities_room, visible
 from lowbit_cts.reference.enclosure import Enclosure
 from lowbit_cts.reference.encoding import encode, round_to_format
 from lowbit_cts.reference.formats import FORMATS, IntegerFormat, decode, float_format
+from lowbit_cts.reference.kv_cache import QUANTIZED, slots
 
 F = np.float32
 #: Choices may be given by value.
 ENCLOSURE: Callable[..., Enclosure] = attention_enclosure
 ROOM: Callable[..., float] = probabilities_room
-FORMATS_OF_CACHES = ("float32", "float16", "bfloat16", *subject.QUANTIZED)
+FORMATS_OF_CACHES = ("float32", "float16", "bfloat16", *QUANTIZED)
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def problem(
         table[s, :used] = free[s * columns : s * columns + used]
     query = round_to_format(sharpness * rng.standard_normal((len(contexts), tokens, h, d)), float_format(input_format))
     caches = [codes_of(rng.standard_normal((blocks, block, g, size)), cache_format) for size in (d, e)]
-    quantized = cache_format in subject.QUANTIZED
+    quantized = cache_format in QUANTIZED
     scales = (F(0.023), F(0.031)) if quantized else (None, None)
     cap = None if soft_cap is None else F(soft_cap)
     arrays = (query, *caches, table, np.array(contexts, np.int32), *scales, F(1 / math.sqrt(d)), cap)

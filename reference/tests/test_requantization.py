@@ -16,7 +16,7 @@ from lowbit_cts.reference.requantization import (
     rescale,
 )
 
-DOUBLE, SINGLE, FLOAT32, RNDNU, RNDNU16 = Requantization
+DOUBLE, SINGLE, FLOAT32, RNDNU, RNDNU16, DOUBLE_UP = Requantization
 INT_MIN, INT_MAX = -(2**31), 2**31 - 1
 WIDE = range(INT_MIN, INT_MAX + 1)
 HALF = Fraction(1, 2)
@@ -78,7 +78,7 @@ def scaled(acc: int, scale: float, variant: Requantization) -> int:
         q, n = (2**31 - 1, 30) if n > 30 else (q, n)
         return half_up(acc * q * Fraction(2) ** (n - 31))
     high = half_up(Fraction(clamped(acc * 2 ** max(n, 0), WIDE) * q, 2**31))
-    return half_away(Fraction(high, 2 ** max(-n, 0)))
+    return (half_away if variant is DOUBLE else half_up)(Fraction(high, 2 ** max(-n, 0)))
 
 
 def scales(variant: Requantization) -> list[float]:
@@ -134,7 +134,7 @@ def test_where_the_variants_disagree_at_ties():
     for place, variant in enumerate([DOUBLE, SINGLE, FLOAT32]):
         expected = [row[place] for row in TIES.values()]
         assert requantize(acc, 2.0**-4, 0, format="int8", variant=variant).tolist() == expected
-    for variant in (RNDNU, RNDNU16):  # half up, too
+    for variant in (RNDNU, RNDNU16, DOUBLE_UP):  # half up, too
         expected = [row[1] for row in TIES.values()]
         assert requantize(acc, 2.0**-4, 0, format="int8", variant=variant).tolist() == expected
 
@@ -167,6 +167,20 @@ def test_double_rounding_differs_from_single_where_the_first_rounding_makes_a_ti
     assert abs(np.count_nonzero(differ) - 4_000_000 / 4096) < 4 * math.sqrt(4_000_000 / 4096)
 
 
+def test_rounding_up_twice_differs_from_double_rounding_at_negative_ties_alone():
+    """-6272.5 is rounded to -6272 and then, -24.5 of 256, to -24 (ruy on AVX-512), or to -25 (TFLite)."""
+    acc = np.array([-12545, 12545, 15615, -15615])
+    assert rescale(acc, 2.0**-9, variant=DOUBLE_UP).tolist() == [-24, 25, 31, -30]
+    assert rescale(acc, 2.0**-9, variant=DOUBLE).tolist() == [-25, 25, 31, -30]
+    assert rescale(acc, 2.0**-9, variant=SINGLE).tolist() == [-25, 25, 30, -30]
+    sums_, (multiplier, shift) = np.arange(-(2**18), 2**18), quantize_multiplier(3.217e-4, variant=DOUBLE_UP)
+    high = (sums_ * multiplier + 2**30) >> 31
+    at_tie = (high < 0) & ((-high & ((1 << -shift) - 1)) == 1 << (-shift - 1))
+    up, away = (rescale(sums_, 3.217e-4, variant=v) for v in (DOUBLE_UP, DOUBLE))
+    assert at_tie.any()
+    np.testing.assert_array_equal(up - away, at_tie)
+
+
 def test_rndnu_is_single_rounding_of_a_float32_scale():
     """Both round the real product once, half up; 31 bits hold the 24 of a float32."""
     rng = np.random.default_rng(2)
@@ -177,7 +191,7 @@ def test_rndnu_is_single_rounding_of_a_float32_scale():
 
 
 def test_multipliers_at_the_edges_of_tflite():
-    for variant in (DOUBLE, SINGLE):
+    for variant in (DOUBLE, DOUBLE_UP, SINGLE):
         found = [tuple(int(v) for v in quantize_multiplier(s, variant=variant)) for s in
                  [0.0, 1.0, 0.5, 1 - 2**-32, 2.0**-32, np.nextafter(2.0**-32, 0), 2.0**-33, 2.0**29]]  # fmt: skip
         assert found == [
@@ -207,7 +221,7 @@ def test_fp32_rounds_the_sum_itself():
 
 def test_tiny_scales_of_tflite_give_the_zero_point():
     acc = np.array([INT_MIN, INT_MAX, 0])
-    for variant in (DOUBLE, SINGLE):
+    for variant in (DOUBLE, DOUBLE_UP, SINGLE):
         for scale in (0.0, 2.0**-33, 5e-324):
             assert requantize(acc, scale, 3, format="int8", variant=variant).tolist() == [3, 3, 3]
 
@@ -226,7 +240,7 @@ def test_the_ends_of_int32_saturate_on_their_own_sides(variant, format):
             assert found.tolist() == [qmin, qmin, qmax, qmax]
 
 
-@pytest.mark.parametrize("variant", [DOUBLE, SINGLE, RNDNU])
+@pytest.mark.parametrize("variant", [DOUBLE, DOUBLE_UP, SINGLE, RNDNU])
 def test_any_code_is_admissible_only_past_the_end_of_int32(variant):
     acc = np.array([INT_MIN, -(2**20), 0, 2**20, INT_MAX])
     within = requantize_enclosure(acc, 0.99, 0, format="int8", variant=variant)
@@ -239,7 +253,7 @@ def test_any_code_is_admissible_only_past_the_end_of_int32(variant):
 
 def test_a_zero_point_added_past_the_end_of_int32_is_undefined_in_tflite_alone():
     for variant in Requantization:
-        for zero_point, undefined in [(5, variant in (DOUBLE, SINGLE)), (-5, False)]:
+        for zero_point, undefined in [(5, variant in (DOUBLE, DOUBLE_UP, SINGLE)), (-5, False)]:
             found = requantize_enclosure(INT_MAX, 1 - 2**-31, zero_point, format="int8", variant=variant)
             assert found.exact == 127
             assert (found.lo != found.hi) == undefined
@@ -307,7 +321,7 @@ def test_scales_outside_the_interval_of_the_variant_are_refused(variant):
     low, high = SCALES[variant]
     bad = [np.nan, np.inf, -1.0, -(2.0**-40)]
     bad += [high, float(np.nextafter(np.float32(low), np.float32(0)))] if variant in (FLOAT32, RNDNU, RNDNU16) else []
-    for scale in [*bad, *([2.0**30, 2.0**30 - 2**-3] if variant is DOUBLE else [])]:
+    for scale in [*bad, *([2.0**30, 2.0**30 - 2**-3] if variant in (DOUBLE, DOUBLE_UP) else [])]:
         with pytest.raises(ValueError, match=r"^scale: must "):
             requantize(np.array([1]), scale, 0, format="int8", variant=variant)
     requantize(np.array([1]), low, 0, format="int8", variant=variant)

@@ -9,6 +9,7 @@ from lowbit_cts.benches.workloads.builders import (  # noqa: F401  (fill BUILDER
     codebooks,
     convolution,
     gguf,
+    kv_cache,
     linear,
     onnx_operators,
     packing,
