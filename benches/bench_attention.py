@@ -54,6 +54,12 @@ ROWS = [
         for cache in _CACHES[: 2 if context > 512 else 3]
     ),
     ContextRow("attention_paged", _LAYER, 1, "outliers", {"cache_format": "int8"}, context=512),
+    *(
+        ContextRow(
+            "attention_paged", _LAYER, 1, fill, {"cache_format": "int8", "scale_granularity": "kivi"}, context=512
+        )
+        for fill in ("normal", "outliers")
+    ),
     ContextRow("attention_paged", _LAYER, 1, parameters={"cache_format": "float32", "input_format": "float32"}),
 ]
 

@@ -119,7 +119,13 @@ def verified(implementation: Implementation, workload: WorkloadCase, output: Any
         for r, value in zip(case.operation.results, several, strict=True)
     }
     worst, mismatches, admissible = 0.0, 0, True
-    for name, enclosure in _enclosures(workload, implementation.semantics).items():
+    followed = case.operation.follow is not None
+    enclosures = (
+        case.enclosures(implementation.semantics, results)
+        if followed
+        else _enclosures(workload, implementation.semantics)
+    )
+    for name, enclosure in enclosures.items():
         values = case.decoded(name, results[name])
         worst = max(worst, float(enclosure.ratio(values).max(initial=0.0)))
         mismatches += accuracy.mismatches(np.asarray(enclosure.exact), values)

@@ -69,7 +69,7 @@ class Trial:
     def enclosed(self, results: dict[str, np.ndarray], case: Case | None = None, what: str = "") -> None:
         """Hold results against the enclosures of a case under the declared semantics."""
         case = case or self.case
-        found = enclosed(results, case.enclosures(self.implementation.semantics), case, what)
+        found = enclosed(results, case.enclosures(self.implementation.semantics, results), case, what)
         self.examination.tally.count(case, *found)
 
     def identical(self, one: dict[str, np.ndarray], other: dict[str, np.ndarray], what: str) -> None:

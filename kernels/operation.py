@@ -146,8 +146,20 @@ class Case:
         }
         return replace(self, arrays=arrays)
 
-    def enclosures(self, semantics: Semantics) -> dict[str, Enclosure]:
-        """Return the admissible results under the semantics, an enclosure a result."""
+    def enclosures(
+        self, semantics: Semantics, returned: Mapping[str, np.ndarray] | None = None
+    ) -> dict[str, Enclosure]:
+        """Return the admissible results under the semantics, an enclosure a result.
+
+        Parameters
+        ----------
+        semantics : Semantics
+        returned : mapping of ndarray, or None
+            The results to be judged, in their carriers, for operations that are judged along their path; None: those
+            of the reference.
+        """
+        if returned is not None and self.operation.follow is not None:
+            return self.operation.follow(self, semantics, returned)
         return self.operation.evaluate(self, semantics)
 
 
@@ -179,6 +191,9 @@ class Operation:
         The fields of `Semantics` that matter.
     evaluate : callable of (case, semantics)
         The reference: an `Enclosure` for each result; ValueError for invalid inputs.
+    follow : callable of (case, semantics, results), or None
+        For algorithms whose every decision depends on those before: what was admissible at each, given the decisions
+        that the results show before it.
     independent : callable of the parameters
         The axes along which results do not depend on each other: a cut through them cuts the results.
     variants : tuple of str
@@ -216,6 +231,7 @@ class Operation:
     variants: tuple[str, ...]
     work: Callable[[Case], float]
     constant: tuple[str, ...] = ()
+    follow: Callable[[Case, Semantics, Mapping[str, np.ndarray]], dict[str, Enclosure]] | None = None
     admits: Callable[[Parameters], bool] = field(default=lambda parameters: True)
     derived: Mapping[str, Callable[[Mapping[str, int], Parameters], int | None]] = field(default_factory=dict)
     multiples: Callable[[Parameters], Mapping[str, int]] = field(default=lambda parameters: {})

@@ -7,6 +7,9 @@ from typing import Any
 from lowbit_cts.reference.accumulators import Accumulator
 from lowbit_cts.reference.choices import (
     ActivationQuantization,
+    AverageForm,
+    BinPoint,
+    BinSearch,
     BlockScaleSteps,
     Boundary,
     Contraction,
@@ -14,18 +17,24 @@ from lowbit_cts.reference.choices import (
     Division,
     ElementSteps,
     EmptyCluster,
+    EntropyRule,
+    EqualCandidates,
     EqualValues,
     ExponentFloor,
     GlobalScaleRule,
+    GradientForm,
+    GradientMask,
     IndexCompletion,
     InfinityInBlock,
     LoraForm,
+    MaskedGradient,
     NanInBlock,
     OutsideDomain,
     Overflow,
     PartPrecision,
     Precision,
     ProbabilityPrecision,
+    QuantileRule,
     RangeRule,
     Requantization,
     Rounding,
@@ -120,6 +129,15 @@ class Semantics:
     distance_roundings: int = 0
     empty_cluster: EmptyCluster = EmptyCluster.KEEP
     sign_of_zero: SignOfZero = SignOfZero.POSITIVE
+    gradient_mask: GradientMask = GradientMask.CODE
+    masked_gradient: MaskedGradient = MaskedGradient.ZERO
+    gradient_form: GradientForm = GradientForm.DIRECT
+    bin_search: BinSearch = BinSearch.EDGES
+    quantile_rule: QuantileRule = QuantileRule.LINEAR
+    bin_point: BinPoint = BinPoint.LEFT
+    equal_candidates: EqualCandidates = EqualCandidates.FIRST
+    average_form: AverageForm = AverageForm.INCREMENT
+    entropy_rule: EntropyRule = EntropyRule.MIGACZ
 
     def __post_init__(self) -> None:
         """Turn values into members, and refuse what is none."""

@@ -39,12 +39,14 @@ _FLOAT32 = float_format("float32")
 _U32 = _FLOAT32.unit_roundoff
 
 
-def _check_scale(scale: np.ndarray, name: str = "scale") -> None:
+def check_scale(scale: np.ndarray, name: str = "scale") -> None:
+    """Raise a ValueError naming the argument where a scale is not positive and finite."""
     if not np.all(np.isfinite(scale)) or np.any(scale <= 0):
         raise ValueError(f"{name}: must be positive and finite; got {np.asarray(scale).ravel()[:4]}")
 
 
-def _check_codes(codes: np.ndarray, qmin: int, qmax: int, name: str) -> None:
+def check_codes(codes: np.ndarray, qmin: int, qmax: int, name: str) -> None:
+    """Raise a ValueError naming the argument where a code is outside [qmin, qmax]."""
     if codes.size and (codes.min() < qmin or codes.max() > qmax):
         raise ValueError(f"{name}: must lie in [{qmin}, {qmax}]; got [{codes.min()}, {codes.max()}]")
 
@@ -60,7 +62,7 @@ def _as(precision: Precision, values: np.ndarray) -> np.ndarray:
         return values.astype(np.float32).astype(np.float64) if precision is Precision.FLOAT32 else values
 
 
-def _code_sums(
+def code_sums(
     x: np.ndarray,
     scale: np.ndarray,
     zero_point: np.ndarray,
@@ -69,7 +71,10 @@ def _code_sums(
     intermediate: Precision,
     fused: bool,
 ) -> np.ndarray:
-    """Return the real number that gets rounded (before an outside zero point), by the declared arithmetic."""
+    """Return the real number that gets rounded (before an outside zero point), by the declared arithmetic.
+
+    All arrays are float64 of one shape; an infinity or NaN stays what IEEE 754 makes of it.
+    """
     with np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore"):
         if division is Division.RECIPROCAL:
             factor = _as(intermediate, 1.0 / scale)
@@ -125,12 +130,12 @@ def quantize(
     qmin, qmax = integer_format(format).codes(narrow_range)
     x = np.asarray(x, np.float64)
     zero_point = np.asarray(zero_point, np.int64)
-    _check_scale(scale)
-    _check_codes(zero_point, qmin, qmax, "zero_point")
+    check_scale(scale)
+    check_codes(zero_point, qmin, qmax, "zero_point")
     s = spread(np.asarray(scale, np.float64), x.shape, granularity, axis, group_size)
     z = spread(zero_point, x.shape, granularity, axis, group_size, "zero_point")
     fused = contraction is Contraction.FUSED
-    t = _code_sums(x, s, z, zero_point_order, division, intermediate, fused)
+    t = code_sums(x, s, z, zero_point_order, division, intermediate, fused)
     return _round_to_codes(t, z, qmin, qmax, rounding, zero_point_order)
 
 
@@ -237,9 +242,9 @@ def dequantize(
     fmt = integer_format(format)
     codes = np.asarray(codes, np.int64)
     zero_point = np.asarray(zero_point, np.int64)
-    _check_scale(scale)
-    _check_codes(codes, fmt.minimum, fmt.maximum, "codes")
-    _check_codes(zero_point, fmt.minimum, fmt.maximum, "zero_point")
+    check_scale(scale)
+    check_codes(codes, fmt.minimum, fmt.maximum, "codes")
+    check_codes(zero_point, fmt.minimum, fmt.maximum, "zero_point")
     s = spread(np.asarray(scale, np.float64), codes.shape, granularity, axis, group_size)
     z = spread(zero_point, codes.shape, granularity, axis, group_size, "zero_point")
     return s * (codes - z)

@@ -367,7 +367,7 @@ def _attended(
     wild_rows = ~np.isfinite(query).all(axis=2) | ~np.isfinite(keys).all(axis=(1, 2))[:, None]
     wild = wild_rows[..., None] | ~np.isfinite(values).all(axis=1)[:, None]
     y, bound = y.reshape(wild.shape), bound.reshape(wild.shape)
-    sighted = seen.any(axis=2)[..., None]
+    sighted = np.expand_dims(seen.any(axis=2), 2)
     return np.where((wild & sighted) | ~np.isfinite(bound), np.nan, y), bound
 
 

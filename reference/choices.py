@@ -329,6 +329,29 @@ class TernaryRule(StrEnum):
     BITNET = "bitnet"  # w / mean|w| rounds to zero; the scale is mean|w|               (BitNet b1.58)
 
 
+class GradientMask(StrEnum):
+    """Through which elements a straight-through estimator lets the gradient of a quantizer pass."""
+
+    CODE = "code"  # qmin <= round(x / s) + z <= qmax, before it is clamped     (torch fake_quantize, torchao)
+    QUOTIENT = "quotient"  # qmin - z < x / s < qmax - z                        (LSQ, eq. 5)
+    QUOTIENT_CLOSED = "quotient_closed"  # the same with its edges      (autograd of a clamp before the rounding)
+    RANGE = "range"  # s (qmin - z) <= x <= s (qmax - z), the ends in float32   (TensorFlow FakeQuantWithMinMaxVars)
+
+
+class MaskedGradient(StrEnum):
+    """The gradient of an element through which none passes."""
+
+    ZERO = "zero"  # 0                                                          (a selection; autograd of clamp)
+    PRODUCT = "product"  # upstream * 0, NaN of infinities and NaN              (torch fake_quantize)
+
+
+class GradientForm(StrEnum):
+    """Whether a quantizer's gradient is its formula, or the product of the derivatives of its steps."""
+
+    DIRECT = "direct"  # dx = upstream; dscale = g sum(upstream (round(v / s) - v / s))      (LSQ, eq. 3; torch)
+    CHAIN = "chain"  # dx = upstream s / s; dscale = g (sum(upstream round(v / s)) - sum(upstream v / s))   (autograd)
+
+
 class ScaleSearch(StrEnum):
     """How the scales of a GGUF block are found."""
 
@@ -342,3 +365,53 @@ class ExponentFloor(StrEnum):
 
     EXACT = "exact"  # the exponent                                                 (OCP MX v1.0)
     FLOAT32_LOG2 = "float32_log2"  # of the rounded logarithm: one too much just below powers of two (ggml, gguf-py)
+
+
+class BinSearch(StrEnum):
+    """How the bin of a number is found in a histogram of equal bins."""
+
+    EDGES = "edges"  # the number is compared with the edges of the bins              (numpy.histogram)
+    POSITION = "position"  # floor((x - low) * bins / (high - low)), in any association       (torch.histc)
+
+
+class QuantileRule(StrEnum):
+    """Which number the p-quantile of n sorted numbers is, counted from 0."""
+
+    LINEAR = "linear"  # between those around (n - 1) p, in proportion       (numpy.quantile, torch.quantile)
+    LOWER = "lower"  # that at floor((n - 1) p)
+    HIGHER = "higher"  # that at ceil((n - 1) p)
+    NEAREST = "nearest"  # that at (n - 1) p rounded half to even
+    NEAREST_RANK = "nearest_rank"  # that at ceil(n p) - 1, the first of which at least the part p is at or below it
+
+
+class BinPoint(StrEnum):
+    """Which point of the bin that a search has found is the end of the range."""
+
+    LEFT = "left"  # its left edge          (onnxruntime; Model Optimizer's percentile and entropy)
+    CENTRE = "centre"  # its middle         (Model Optimizer's MSE; TensorRT, Migacz 2017: (m + 0.5) * width)
+    RIGHT = "right"  # its right edge, so that the whole bin is inside
+
+
+class EqualCandidates(StrEnum):
+    """Which of several candidates with the same objective is chosen."""
+
+    FIRST = "first"  # the first tried      (onnxruntime; Model Optimizer's MSE; numpy.argmin)
+    LAST = "last"  # the last               (Model Optimizer's entropy)
+
+
+class AverageForm(StrEnum):
+    """How a moving average takes in a new number."""
+
+    INCREMENT = "increment"  # m + c (new - m)          (torch's observers)
+    WEIGHTED = "weighted"  # (1 - c) m + c new          (TensorFlow)
+
+
+class EntropyRule(StrEnum):
+    """What the entropy search compares: P, the bins that are kept, and Q, the same quantized to few levels.
+
+    `lowbit_cts.reference.calibration.entropy.RULES` says what each does with the first bin, the levels and empty bins.
+    """
+
+    MIGACZ = "migacz"  # TensorRT's: the levels share the bins evenly, the bins that are not empty share a level
+    NEIGHBOUR = "neighbour"  # the same, the count of the first bin replaced by that of the second  (Model Optimizer)
+    SMOOTHED = "smoothed"  # whole bins a level, whole counts a bin, 0 becomes 1e-4  (onnxruntime)

@@ -14,10 +14,12 @@ from lowbit_cts.kernels import (
     Division,
     Overflow,
     Precision,
+    Requantization,
     Rounding,
     Semantics,
     ZeroPointOrder,
 )  # fmt: skip
+from lowbit_cts.kernels.numpy.vector import add_in_fixed_point
 
 right = Backend("right", version="1.0")
 wrong = Backend("wrong", version="1.0")
@@ -190,6 +192,8 @@ EXPECTED = {
     "float_correction": "must be",
     "destroys_what_was_prepared": "prepared",
     "rounds_the_sum": "must be",
+    "adds_in_fixed_point": "must be",
+    "adds_in_floating_point": "must be",
 }
 
 
@@ -430,6 +434,11 @@ def destroys_what_was_prepared(a, *, prepared):
     y = a.astype(np.int32) @ prepared
     prepared[...] = 0
     return y
+
+
+_FIXED_POINT = Semantics(requantization=Requantization.DOUBLE_ROUNDING)
+_wrong("add_int8", name="adds_in_fixed_point", supports={"format": ("int8", "uint8")})(add_in_fixed_point)
+_wrong("add_int8", name="adds_in_floating_point", semantics=_FIXED_POINT)(sums)
 
 
 @_wrong("choose_qparams_affine", supports={"narrow_range": True})

@@ -154,7 +154,7 @@ def scale_plus_an_ulp(acc, scale, zero_point, *, format):
 
 
 def _double(acc, scale, *, away=False, up=False, no_left_shift=False):
-    multiplier, shift = plain._tflite_multiplier(scale)
+    multiplier, shift = plain.tflite_multiplier(scale)
     wide = acc.astype(np.int64) << (0 if no_left_shift else np.maximum(shift, 0))
     product = np.clip(wide, -(2**31), 2**31 - 1) * multiplier
     # A nudge of the product's sign makes ties go away from zero.
@@ -181,14 +181,14 @@ def never_shifts_left(acc, scale, zero_point, *, format):
 
 @_fault(SINGLE)
 def multiplies_in_int32(acc, scale, zero_point, *, format):
-    multiplier, shift = plain._tflite_multiplier(scale)
+    multiplier, shift = plain.tflite_multiplier(scale)
     product = (acc * multiplier).astype(np.int32).astype(np.int64)
     return _saturated(((product + (1 << (30 - shift))) >> (31 - shift)) + zero_point, format)
 
 
 @_fault(SINGLE)
 def truncates(acc, scale, zero_point, *, format):
-    multiplier, shift = plain._tflite_multiplier(scale)
+    multiplier, shift = plain.tflite_multiplier(scale)
     return _saturated((acc * multiplier >> (31 - shift)) + zero_point, format)
 
 

@@ -12,11 +12,14 @@ from lowbit_cts.kernels.numpy import (
     codebooks,
     convolution,
     gguf,
+    gptq,
     kv_cache,
     linear,
+    observers,
     onnx_operators,
     packing,
     products,
+    qat,
     requantization,
     sparse24,
     structured,
@@ -26,6 +29,6 @@ from lowbit_cts.kernels.numpy import (
 backend = Backend("numpy", version=np.__version__, arrays="numpy")
 for family in (
     affine, products, vector, casts, packing, sparse24, requantization, block_formats, codebooks, binary, gguf,
-    linear, structured, onnx_operators, convolution, attention, kv_cache,
+    linear, structured, onnx_operators, convolution, attention, kv_cache, gptq, qat, observers,
 ):  # fmt: skip
     family.register(backend)

@@ -16,7 +16,8 @@ def _multiplier(scale: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
     return np.where(full, multiplier // 2, multiplier), exponent.astype(np.int64) + full
 
 
-def _tflite_multiplier(scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def tflite_multiplier(scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the scale as a 31-bit multiplier and a power of two; 0 below 2**-32."""
     multiplier, shift = _multiplier(scale, 31)
     return np.where(shift < -31, 0, multiplier), np.where(shift < -31, 0, shift)
 
@@ -26,7 +27,8 @@ def _rounding_shift(x: np.ndarray, places: np.ndarray | np.int64) -> np.ndarray:
     return (x + (1 << (places - 1))) >> places
 
 
-def _double_rounding(acc: np.ndarray, multiplier: np.ndarray, shift: np.ndarray) -> np.ndarray:
+def double_rounding(acc: np.ndarray, multiplier: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Return the scaled sums, rounded to 32 bits, up at ties, and again by the shift, away at ties."""
     product = np.clip(acc << np.maximum(shift, 0), _INT32.min, _INT32.max) * multiplier
     nudged = product + np.where(product >= 0, 1 << 30, 1 - (1 << 30))
     high = np.sign(nudged) * (np.abs(nudged) >> 31)  # a division that truncates
@@ -56,9 +58,9 @@ def _rndnu16(acc: np.ndarray, multiplier: np.ndarray, shift: np.ndarray) -> np.n
 
 
 _VARIANTS = {
-    Requantization.DOUBLE_ROUNDING: (_double_rounding, _tflite_multiplier),
-    Requantization.DOUBLE_ROUNDING_UP: (_double_rounding_up, _tflite_multiplier),
-    Requantization.SINGLE_ROUNDING: (_single_rounding, _tflite_multiplier),
+    Requantization.DOUBLE_ROUNDING: (double_rounding, tflite_multiplier),
+    Requantization.DOUBLE_ROUNDING_UP: (_double_rounding_up, tflite_multiplier),
+    Requantization.SINGLE_ROUNDING: (_single_rounding, tflite_multiplier),
     Requantization.RNDNU: (_rndnu, lambda scale: _multiplier(scale, 24)),
     Requantization.RNDNU16: (_rndnu16, lambda scale: _multiplier(scale, 15)),
 }

@@ -34,7 +34,7 @@ add_int8 = register(
         parameters={
             "format": Parameter(("int8", "uint8"), "the format of both inputs and the output", assumed=("int8",))
         },
-        semantics=("rounding", "zero_point_order", "division", "division_ulps"),
+        semantics=("rounding", "zero_point_order", "division", "division_ulps", "requantization"),
         evaluate=_add_int8,
         independent=lambda p: ("N",),
         variants=("format",),

@@ -12,9 +12,11 @@ from lowbit_cts.reference.formats import FORMATS, IntegerFormat
 #: Four groups of eight in a row; one nested block; codebooks of seven values; halves and words of a row.
 SIZES = {
     "M": 6, "K": 32, "N": 5, "G": 4, "B": 1, "C": 7, "R": 3, "H": 16, "V": 3, "W": 9, "S": 6, "Q": 3, "D": 10, "E": 11,
+    "T": 9, "U": 160,
 }  # fmt: skip
 #: Arguments that are codes, and fewer than their format has.
 FEWER_CODES = {("update_codebook", "codes"): SIZES["C"], ("pack_codes", "codes"): 16}
+_OF_HISTOGRAMS = ("histogram_percentile_range", "mse_range", "entropy_range")
 #: Arguments of which not any numbers will do, and what makes those that will of any.
 ADMISSIBLE = {
     **{(name, "group_index"): lambda x: x & 3 for name in ("matmul_w4a16", "matmul_w8a16")},
@@ -24,11 +26,19 @@ ADMISSIBLE = {
     ("attention_paged", "block_table"): lambda x: x & 3,
     ("attention_paged", "context_lengths"): lambda x: x & 7,
     ("attention_paged", "soft_cap"): lambda x: np.abs(x) + 1,
+    ("write_kv_cache", "slot_mapping"): lambda x: 2 * np.arange(x.size) - 1,
+    **{(name, "counts"): lambda x: np.abs(x.astype(int)) % 100 + 1 for name in ("widen_histogram", *_OF_HISTOGRAMS)},
+    **{(name, "low"): lambda x: -np.ones_like(x) for name in ("histogram", "widen_histogram", *_OF_HISTOGRAMS)},
+    **{(name, "high"): np.ones_like for name in ("histogram", "widen_histogram", *_OF_HISTOGRAMS)},
+    ("widen_histogram", "new_low"): lambda x: -2 * np.ones_like(x),
+    ("widen_histogram", "new_high"): lambda x: 2 * np.ones_like(x),
+    ("moving_average_range", "constant"): lambda x: np.full_like(x, 0.25),
+    **{(name, "percentile"): lambda x: np.full_like(x, 99) for name in ("percentile_range", _OF_HISTOGRAMS[0])},
     ("compress_sparse24", "x"): lambda x: np.where(np.arange(x.shape[1]) % 4 < 2, x, 0),
     ("decompress_sparse24", "metadata"): lambda x: np.full(x.nbytes, 0x4E, np.uint8).view(x.dtype).reshape(x.shape),
 }
 #: Operations without a value for an empty set.
-NOT_OF_NOTHING = ("choose_qparams_affine", "binarize", "ternarize", "dynamic_quantize_linear")
+NOT_OF_NOTHING = ("choose_qparams_affine", "binarize", "ternarize", "dynamic_quantize_linear", "lsq_initial_scale")
 
 
 def length(operation: Operation, symbol: str, parameters: dict) -> int:
@@ -155,6 +165,11 @@ BYTES = [  # operation, parameters, bytes: M 6, K 32, N 5, G 4
     ("dequantize_affine", {"format": "uint3", "granularity": "axis", "axis": 1},
      6 * 32 * 3 / 8 + 2 * 4 * 32 + 4 * 6 * 32),
     ("fake_quantize_affine", {}, 4 * 6 * 32 + 8 + 4 * 6 * 32),
+    ("fake_quantize_gradient", {"granularity": "axis", "axis": 0}, 8 * 6 * 32 + 8 * 6 + 4 * 6 * 32),
+    ("lsq_gradient", {}, 8 * 6 * 32 + 4 + 4 + 4 * 6 * 32 + 4),
+    ("lsq_gradient", {"granularity": "group", "group_size": 8, "has_zero_point": True},
+     8 * 6 * 32 + 8 * 6 * 4 + 4 + 4 * 6 * 32 + 4 * 6 * 4),
+    ("lsq_initial_scale", {}, 4 * 6 * 32 + 4),
     ("choose_qparams_affine", {"granularity": "axis", "axis": 0}, 4 * 6 * 32 + 4 * 6 + 4 * 6),
     ("cast_float", {"source": "float16"}, 5 * 2 + 5),
     ("add_int8", {}, 3 * 5 + 6 * 4),
@@ -184,6 +199,12 @@ BYTES = [  # operation, parameters, bytes: M 6, K 32, N 5, G 4
     ("quantize_gguf", {}, 4 * 6 * 32 + 6 * 18),
     ("attention_paged", {"block_size": 8, "cache_format": "int8", "grouped": True},
      2 * 6 * 3 * 16 * (10 + 11) + 7 * 8 * 4 * (10 + 11) + 4 * (6 + 6 + 3)),
+    ("attention_paged", {"block_size": 8, "cache_format": "int8", "scale_granularity": "kivi"},
+     2 * 6 * 3 * 16 * (10 + 11) + 7 * 8 * 16 * (10 + 11) + 4 * 16 * 10 + 4 * 7 * 8 * 16 + 4 * (6 + 6 + 1)),
+    ("write_kv_cache", {"block_size": 8, "cache_format": "float8_e5m2"},
+     (2 * 9 + 2 * 7 * 8) * 4 * (10 + 11) + 9 * 8 + 4 + 4),
+    ("write_kv_cache", {"block_size": 8, "cache_format": "int8", "scale_granularity": "kivi"},
+     (2 * 9 + 2 * 7 * 8) * 4 * (10 + 11) + 9 * 8 + 4 * 4 * 10 + 4 * 9 * 4),
     ("matmul_w4a16", {"group_size": 8}, 2 * 6 * 32 + 32 * 5 / 2 + 2 * 4 * 5 + 2 * 6 * 5),
     ("matmul_w4a16", {"group_size": 8, "mapping": "asymmetric", "act_order": True, "has_bias": True},
      2 * 6 * 32 + 32 * 5 / 2 + 2 * 4 * 5 + 4 * 4 * 5 + 4 * 32 + 4 * 5 + 2 * 6 * 5),
@@ -197,6 +218,14 @@ BYTES = [  # operation, parameters, bytes: M 6, K 32, N 5, G 4
     ("matmul_mx", {"b_format": "float4_e2m1fn"}, 6 * 32 + 6 + 5 * 32 / 2 + 5 + 2 * 6 * 5),
     ("matmul_nvfp4", {}, 6 * 32 / 2 + 6 * 2 + 4 + 5 * 32 / 2 + 5 * 2 + 4 + 2 * 6 * 5),
     ("linear_nf4", {"block_size": 8}, 2 * 6 * 32 + 5 * 32 / 2 + 4 * 5 * 4 + 2 * 6 * 5),
+    ("histogram", {}, 4 * 5 + 4 + 4 + 4 * 64),
+    ("widen_histogram", {}, 4 * 160 + 4 * 4 + 4 * 1024 + 4 + 4),
+    ("widen_histogram", {"histogram": "magnitudes", "growth": "same_bins"}, 4 * 160 + 2 * 4 + 4 * 160 + 4 + 4),
+    ("moving_average_range", {}, 4 * 9 * 5 + 4 + 4 + 4),
+    ("percentile_range", {}, 4 * 5 + 4 + 4 + 4),
+    ("histogram_percentile_range", {}, 4 * 160 + 4 * 3 + 4 + 4),
+    ("mse_range", {"histogram": "magnitudes"}, 4 * 160 + 4 + 4 + 4),
+    ("entropy_range", {}, 4 * 160 + 2 * 4 + 4 + 4),
     ("matvec_gguf", {}, 4 * 6 * 32 + 5 * 18 + 4 * 6 * 5),
     ("dequantize_gguf", {"type": "Q6_K", "output_format": "float16"}, 6 * 210 + 2 * 6 * 256),
 ]  # fmt: skip

@@ -18,12 +18,14 @@ from lowbit_cts.kernels.torch import (
     codebooks,
     convolution,
     gguf,
+    gptq,
     kv_cache,
     linear,
     linear_native,
     onnx_operators,
     packing,
     products,
+    qat,
     requantization,
     sparse24,
     structured,
@@ -39,7 +41,7 @@ with warnings.catch_warnings():  # quantized tensors are deprecated, which torch
 #: Families of kernels composed of plain operators.
 _COMPOSED = (
     packing, sparse24, requantization, block_formats, codebooks, binary, gguf, linear, structured,
-    onnx_operators, convolution, kv_cache,
+    onnx_operators, convolution, kv_cache, qat,
 )  # fmt: skip
 
 
@@ -53,6 +55,8 @@ def _eager(name: str, device: str) -> Backend:
     sparse24.register_native(backend)
     convolution.register_native(backend)
     linear_native.register_native(backend)
+    qat.register_native(backend)
+    gptq.register(backend)
     attention.register_native(backend)
     attention.register_composed(backend, eager, Semantics())
     for family in _COMPOSED:

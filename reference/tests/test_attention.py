@@ -14,7 +14,7 @@ from lowbit_cts.reference.attention import attention_enclosure, probabilities_ro
 from lowbit_cts.reference.enclosure import Enclosure
 from lowbit_cts.reference.encoding import encode, round_to_format
 from lowbit_cts.reference.formats import FORMATS, IntegerFormat, decode, float_format
-from lowbit_cts.reference.kv_cache import QUANTIZED, slots
+from lowbit_cts.reference.kv_cache import GRANULARITIES, QUANTIZED, scale_shape, slots
 
 F = np.float32
 #: Choices may be given by value.
@@ -56,6 +56,7 @@ def problem(
     window: int | None = None,
     soft_cap: float | None = None,
     sharpness: float = 1.0,
+    granularity: str = "tensor",
 ) -> Problem:
     rng = np.random.default_rng(seed)
     columns = -(-max(contexts) // block) + 2
@@ -69,10 +70,14 @@ def problem(
     query = round_to_format(sharpness * rng.standard_normal((len(contexts), tokens, h, d)), float_format(input_format))
     caches = [codes_of(rng.standard_normal((blocks, block, g, size)), cache_format) for size in (d, e)]
     quantized = cache_format in QUANTIZED
-    scales = (F(0.023), F(0.031)) if quantized else (None, None)
+    scales: tuple[Any, Any] = (F(0.023), F(0.031)) if quantized else (None, None)
+    if granularity != "tensor":
+        shapes = (scale_shape(of, x.shape, granularity) for of, x in zip(("key", "value"), caches, strict=True))
+        scales = tuple((0.03 * np.exp(rng.standard_normal(shape))).astype(F) for shape in shapes)
     cap = None if soft_cap is None else F(soft_cap)
     arrays = (query, *caches, table, np.array(contexts, np.int32), *scales, F(1 / math.sqrt(d)), cap)
-    return Problem(arrays, {"cache_format": cache_format, "input_format": input_format, "mask": mask, "window": window})
+    parameters = {"cache_format": cache_format, "input_format": input_format, "mask": mask, "window": window}
+    return Problem(arrays, {**parameters, "granularity": granularity})
 
 
 def numbers(codes: np.ndarray, format: str) -> np.ndarray:
@@ -80,10 +85,21 @@ def numbers(codes: np.ndarray, format: str) -> np.ndarray:
     return codes.astype(np.float64) if isinstance(fmt, IntegerFormat) else decode(codes, fmt)
 
 
+def scaled(p: Problem, dtype=np.float64) -> tuple[np.ndarray, np.ndarray]:
+    """Return the keys and values that codes stand for, each multiplied by its own scale."""
+    found = []
+    for of, codes, scale in (("key", p.arrays[1], p.arrays[5]), ("value", p.arrays[2], p.arrays[6])):
+        s = np.asarray(1 if scale is None else scale, dtype)
+        each = {"tensor": s, "head": s[..., None], "kivi": s if of == "key" else s[..., None]}
+        x = numbers(codes, p.parameters["cache_format"]).astype(dtype)
+        found.append((x * each[p.parameters["granularity"]]).astype(dtype))
+    return found[0], found[1]
+
+
 def by_loops(p: Problem) -> np.ndarray:
     """Return the results slot by slot, in Python's floats and exact sums of them."""
-    query, keys, values, table, contexts, key_scale, value_scale, tau, cap = p.arrays
-    keys, values = (numbers(x, p.parameters["cache_format"]) for x in (keys, values))
+    query, _, _, table, contexts, _, _, tau, cap = p.arrays
+    keys, values = scaled(p)
     sequences, tokens, heads, d = query.shape
     block, shared, e = values.shape[1:]
     y = np.zeros((sequences, tokens, heads, e))
@@ -99,9 +115,9 @@ def by_loops(p: Problem) -> np.ndarray:
                         continue
                     at = table[s, j // block], j % block, h * shared // heads
                     score = math.fsum(float(query[s, i, h, x]) * float(keys[at][x]) for x in range(d))
-                    score *= float(tau) * float(1 if key_scale is None else key_scale)
+                    score *= float(tau)
                     scores.append(score if cap is None else float(cap) * math.tanh(score / float(cap)))
-                    seen.append(values[at] * float(1 if value_scale is None else value_scale))
+                    seen.append(values[at])
                 if not scores:
                     continue
                 weights = [math.exp(score - max(scores)) for score in scores]
@@ -130,16 +146,50 @@ def test_the_value_is_that_of_explicit_loops(cache_format, mask, window, soft_ca
         assert np.all((found.lo[1] == 0) & (found.hi[1] == 0))
 
 
+@pytest.mark.parametrize("cache_format", QUANTIZED)
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_scales_are_those_of_the_granularity(cache_format, granularity):
+    for tokens, heads in ((1, (4, 2)), (2, (3, 3))):
+        p = problem(20, cache_format=cache_format, tokens=tokens, heads=heads, granularity=granularity)
+        found, expected = p.enclosure(), by_loops(p)
+        np.testing.assert_allclose(found.exact, expected, rtol=1e-6, atol=1e-7)
+        assert found.admits(round_to_format(expected, float_format("float32"))).all()
+        for name in ("plain", "blocks of 4", "base two", "square roots"):
+            assert found.admits(computed(p, KERNELS[name])).all(), name
+        for position in (5, 6):
+            turned = np.roll(p.arrays[position], 1) if granularity != "tensor" else p.arrays[position] * F(1.01)
+            assert not found.admits(by_loops(p.with_(position, turned))).all()
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_powers_of_two_as_scales_are_as_good_as_the_numbers_themselves(granularity):
+    p = problem(21, cache_format="int8", tokens=2, granularity=granularity)
+    for position in (5, 6):
+        p = p.with_(position, 2.0 ** np.round(np.log2(p.arrays[position])).astype(F))
+    keys, values = (x.astype(F) for x in scaled(p))
+    plain = Problem((p.arrays[0], keys, values, *p.arrays[3:5], None, None, *p.arrays[7:]),
+                    {**p.parameters, "cache_format": "float32", "granularity": "tensor"})  # fmt: skip
+    np.testing.assert_array_equal(p.enclosure().exact, plain.enclosure().exact)
+
+
+def test_scales_of_slots_beyond_the_contexts_are_not_looked_at():
+    p = problem(22, cache_format="int8", granularity="kivi")
+    spoilt = np.full_like(p.arrays[6], np.nan)
+    for s, context in enumerate(p.arrays[4]):
+        at = slots(p.arrays[3][s], int(context), 4, len(spoilt))
+        spoilt[at // 4, at % 4] = p.arrays[6][at // 4, at % 4]
+    np.testing.assert_array_equal(p.with_(6, spoilt).enclosure().lo, p.enclosure().lo)
+    with pytest.raises(ValueError, match="value_scale: must be positive and finite"):
+        p.with_(6, np.full_like(p.arrays[6], np.nan)).enclosure()
+
+
 # Simulated kernels --------------------------------------------------------------------------------------------------
 
 
 def gathered(p: Problem, dtype=F):
     """Yield (index of the result, query, keys, values, cap, accumulators of the right type) of every row."""
-    query, keys, values, table, contexts, key_scale, value_scale, tau, cap = p.arrays
-    keys, values = (
-        (numbers(x, p.parameters["cache_format"]).astype(dtype) * dtype(1 if scale is None else scale)).astype(dtype)
-        for x, scale in ((keys, key_scale), (values, value_scale))
-    )
+    query, _, _, table, contexts, _, _, tau, cap = p.arrays
+    keys, values = scaled(p, dtype)
     sequences, tokens, heads, _ = query.shape
     block, shared = values.shape[1:3]
     for s in range(sequences):
@@ -552,6 +602,7 @@ def test_scores_beyond_the_accumulator_are_not_judged():
         (2, np.zeros((5, 4, 2, 8), np.float32), "value_cache: has shape"),
         (3, np.full((4, 8), 999, np.int32), r"block_table: must lie in \[0, 34\]"),
         (3, np.full((4, 8), -1, np.int32), r"block_table: must lie in \[0, 34\]"),
+        (5, np.ones(2, F), r"key_scale: has shape \(2,\), must be \(\) for granularity 'tensor'"),
         (4, np.array([7, 0, 33, 1], np.int32), r"context_lengths: must lie in \[0, 32\], what .*; got 33"),
         (4, np.array([7, -1, 21, 1], np.int32), "context_lengths: must lie in"),
         *((i, F(bad), f"{name}: must be positive and finite")
@@ -571,6 +622,7 @@ def test_bad_input_is_refused(position, value, message):
         ({"mask": "window"}, "window: must be a positive integer; got None"),
         ({"mask": "window", "window": 0}, "window: must be a positive integer; got 0"),
         ({"cache_format": "float7"}, "float7"),
+        ({"granularity": "row"}, "granularity: 'row' must be one of tensor, head, kivi"),
     ],
 )
 def test_bad_parameters_are_refused(parameters, message):

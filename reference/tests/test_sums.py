@@ -217,3 +217,15 @@ def test_a_long_sum_one_beyond_the_accumulator_is_not_called_exact():
     for b, exact in ((whole, True), (more, False)):
         found = enclosed(inner_products(exactly(np.ones((1, 8))), exactly(b)), Accumulator.FLOAT32, FLOAT32, 0)
         assert bool(found.lo[0, 0] == found.hi[0, 0]) is exact
+
+
+def test_a_batch_of_products_is_each_of_them():
+    rng = np.random.default_rng(30)
+    a, b = rng.standard_normal((3, 2, 4, 9)), rng.standard_normal((3, 2, 9, 5))
+    a[1, 1, 2, 1:] = 0  # a row of few nonzeros
+    found = inner_products(exactly(a), exactly(b))
+    for place in np.ndindex(3, 2):
+        alone = inner_products(exactly(a[place]), exactly(b[place]))
+        for name in ("value", "error", "magnitude", "quantum", "terms"):
+            np.testing.assert_array_equal(getattr(found, name)[place], getattr(alone, name))
+    assert found.length == 9

@@ -1,12 +1,13 @@
 """Addition of quantized vectors: against rationals, float32 arithmetic, and torch's quantized addition."""
 
 import itertools
+import math
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
-from lowbit_cts.reference.choices import Division, Rounding, ZeroPointOrder
+from lowbit_cts.reference.choices import Division, Requantization, Rounding, ZeroPointOrder
 from lowbit_cts.reference.rounding import fma_float32
 from lowbit_cts.reference.vector import add_int8_enclosure
 
@@ -165,3 +166,64 @@ def test_torch_quantized_add_agrees_on_every_pair_where_scales_are_powers_of_two
     found = add_int8_enclosure(a, quarter, 3, b, quarter, 5, np.float32(0.5), 7, format="uint8")
     np.testing.assert_array_equal(found.exact, codes)
     np.testing.assert_array_equal(found.lo, found.hi)
+
+
+# TFLite's fixed point, one number at a time, in rationals.
+
+
+def half_up(x: Fraction) -> int:
+    return math.floor(x + Fraction(1, 2))
+
+
+def half_away(x: Fraction) -> int:
+    return half_up(x) if x >= 0 else -half_up(-x)
+
+
+def rescaled(x: int, scale: Fraction, once: bool) -> int:
+    """Return x scale by a multiplier of 31 bits: rounded once, or to 32 bits and again."""
+    places = 0
+    while scale * 2 ** (places + 1) < 1:
+        places += 1
+    multiplier = half_away(scale * 2 ** (places + 31))
+    if multiplier == 2**31:
+        multiplier, places = 2**30, places - 1
+    if once:
+        return half_up(Fraction(x * multiplier, 2 ** (31 + places)))
+    return half_away(Fraction(half_up(Fraction(x * multiplier, 2**31)), 2**places))
+
+
+@pytest.mark.parametrize("variant", [Requantization.DOUBLE_ROUNDING, Requantization.SINGLE_ROUNDING])
+@pytest.mark.parametrize("seed", range(8))
+def test_fixed_point_is_that_of_the_definition_in_rationals(seed, variant):
+    a, s_a, z_a, b, s_b, z_b, s_y, z_y = operands(seed)
+    if seed % 2:
+        s_a, s_b, s_y = (np.float32(2.0 ** np.round(np.log2(s))) for s in (s_a, s_b, s_y))
+    found = add_int8_enclosure(a, s_a, z_a, b, s_b, z_b, s_y, z_y, requantization=variant)
+    once = variant is Requantization.SINGLE_ROUNDING
+    twice = 2 * max(Fraction(float(s_a)), Fraction(float(s_b)))
+    parts, output = [Fraction(float(s)) / twice for s in (s_a, s_b)], twice / (2**20 * Fraction(float(s_y)))
+    expected = []
+    for p, q in zip(a.tolist(), b.tolist(), strict=True):
+        total = sum(
+            rescaled(int(code - zero) << 20, part, once)
+            for code, zero, part in zip((p, q), (z_a, z_b), parts, strict=True)
+        )
+        expected.append(clamp(rescaled(total, output, once) + int(z_y)))
+    assert found.exact.tolist() == found.lo.tolist() == found.hi.tolist() == expected
+
+
+def test_fixed_point_rounds_ties_away():
+    a, b = np.array([-3, -1, 1, 3]), np.zeros(4, int)
+    half, one = np.float32(0.5), np.float32(1)
+    assert add_int8_enclosure(a, half, 0, b, half, 0, one, 0, requantization="double_rounding").exact.tolist() == [
+        -2, -1, 1, 2,
+    ]  # fmt: skip
+
+
+def test_an_output_scale_too_small_for_fixed_point_is_refused():
+    a, one = np.array([1]), np.float32(1)
+    with pytest.raises(ValueError, match=r"y_scale: must exceed 2\*\*-19 of a_scale and b_scale in fixed point"):
+        add_int8_enclosure(a, one, 0, a, one, 0, np.float32(2.0**-19), 0, requantization="double_rounding")
+    add_int8_enclosure(a, one, 0, a, one, 0, np.float32(1.5 * 2.0**-19), 0, requantization="double_rounding")
+    with pytest.raises(ValueError, match="requantization: rndnu is no way to add; admissible: float32, "):
+        add_int8_enclosure(a, one, 0, a, one, 0, one, 0, requantization="rndnu")

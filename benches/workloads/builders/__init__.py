@@ -14,6 +14,7 @@ from lowbit_cts.benches.workloads.builders import (  # noqa: F401  (fill BUILDER
     onnx_operators,
     packing,
     products,
+    qat,
     requantization,
     structured,
     vector,

@@ -5,29 +5,16 @@ from typing import Any
 
 import numpy as np
 
-from lowbit_cts.benches.workloads.builders.building import Arrays, Built, builds, decoded, encoded
+from lowbit_cts.benches.workloads.builders.building import Arrays, Built, builds, decoded
+from lowbit_cts.benches.workloads.builders.kv_cache import coded, stored
 from lowbit_cts.benches.workloads.fills import FILLS, normal
 from lowbit_cts.benches.workloads.shapes import Layer
 from lowbit_cts.reference.formats import float_format
-from lowbit_cts.reference.kv_cache import QUANTIZED
 
 #: The head size of most models; of a narrower layer what divides it.
 _HEAD = 128
 #: Heads of the query on one of the cache, where they are grouped: those of Llama 3 8B.
 _GROUP = 4
-
-
-def _coded(x: np.ndarray, format: str) -> np.ndarray:
-    return encoded(x.reshape(-1, x.shape[-1]), float_format(format)).reshape(x.shape)
-
-
-def _stored(x: np.ndarray, format: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return codes and their scale; that of a quantized cache maps the largest magnitude to the largest code."""
-    if format not in QUANTIZED:
-        return _coded(x, format), None
-    largest = 127.0 if format == "int8" else float_format(format).maximum
-    scale = np.asarray(np.abs(x).max() / largest, np.float32)
-    return np.rint(x / scale).astype(np.int8) if format == "int8" else _coded(x / scale, format), scale
 
 
 def _attended(query: np.ndarray, keys: np.ndarray, values: np.ndarray, p: dict[str, Any]) -> np.ndarray:
@@ -63,14 +50,18 @@ def _attention_paged(rng: np.random.Generator, layer: Layer, rows: int, fill: st
     query = normal(rng, (rows, layer.n))
     table = rng.permutation(rows * columns).reshape(rows, columns)
     caches, scales = [], []
-    for x in (keys, values):
-        codes, scale = _stored(x, p["cache_format"])
+    for of, x in (("key", keys), ("value", values)):
+        codes, scale = stored(of, x, p["cache_format"], p["scale_granularity"])
         cache = np.empty((rows * columns, block, shared, size), codes.dtype)
         cache[table.reshape(-1)] = codes.reshape(cache.shape)
         caches.append(cache)
+        if scale is not None and scale.ndim == 3:  # of tokens: in their slots
+            kept = np.empty(cache.shape[:3], np.float32)
+            kept[table.reshape(-1)] = scale.reshape(kept.shape)
+            scale = kept
         scales.append(scale)
     arrays: Arrays = {
-        "query": _coded(query, p["input_format"]).reshape(rows, 1, heads, size),
+        "query": coded(query, p["input_format"]).reshape(rows, 1, heads, size),
         "key_cache": caches[0],
         "value_cache": caches[1],
         "block_table": table.astype(np.int32),
