@@ -13,28 +13,28 @@ from lowbit_cts.kernels.operations.gptq import grid_of
 from lowbit_cts.reference.algorithms.gptq import Quantized, gptq, problem, proxy_loss
 
 pytestmark = pytest.mark.operation("quantize_gptq")
+_RESULTS = "codes", "scale", "zero_point", "group_index"
 
 
 def _with(case: Case, **arrays: np.ndarray) -> Case:
-    return replace(case, arrays={**case.arrays, **{name: np.float32(array) for name, array in arrays.items()}})
+    return replace(case, arrays={**case.arrays, **{name: array.astype(np.float32) for name, array in arrays.items()}})
 
 
 def _run(trial: Trial, case: Case) -> Quantized:
     """Return what the kernel made of a case, held against its path."""
     results = trial.call(case).results[0]
     trial.enclosed(results, case)
-    return Quantized(*(results[name].astype(np.float64 if name == "scale" else np.int64) for name in vars_of()))
-
-
-def vars_of() -> tuple[str, ...]:
-    """Return the names of the results in their order."""
-    return "codes", "scale", "zero_point", "group_index"
+    return Quantized(*(results[name].astype(np.float64 if name == "scale" else np.int64) for name in _RESULTS))
 
 
 def test_wide_layers(examination: Examination) -> None:
     """Layers of more columns than kernels take in a block: each error reaches every later column, once."""
+
+    def check(trial: Trial) -> None:
+        _run(trial, trial.case)
+
     for k in (129, 300):
-        examination.for_all(lambda trial: _run(trial, trial.case), sizes={"N": 4, "K": k}, share=0.3)
+        examination.for_all(check, sizes={"N": 4, "K": k}, share=0.3)
 
 
 def test_an_identity_gives_round_to_nearest(examination: Examination) -> None:

@@ -238,15 +238,15 @@ def test_scale_gradient_of_one_element(examination: Examination) -> None:
 @pytest.mark.operation("lsq_gradient")
 @pytest.mark.parametrize("length", [7, 64, 1000, 4096, 9000])
 def test_scale_gradient_of_equal_elements(examination: Examination, length: int) -> None:
-    """Of n elements a quarter of a code above theirs the scale's gradient is -n g / 4, exactly; the last one is one."""
+    """Of n elements a quarter of a code above theirs the scale's gradient is -n g / 4, exactly, and of both signs."""
 
     def points(fmt: IntegerFormat, zero: int) -> np.ndarray:
         return np.full(length, fmt.maximum - 0.75 - zero)
 
-    def ones(shape: tuple[int, ...]) -> np.ndarray:
-        return np.ones(shape, np.float32)
+    def upstream(shape: tuple[int, ...]) -> np.ndarray:
+        return np.where(np.arange(shape[0])[:, None] % 2, np.full(shape, -2), 1).astype(np.float32)
 
-    _each(examination, points, (0.5,), upstream=ones, factor=2.0**-6)
+    _each(examination, points, (0.5,), upstream=upstream, factor=2.0**-6)
 
 
 @pytest.mark.operation("lsq_gradient")

@@ -193,4 +193,4 @@ def lsq_initial_scale_enclosure(
     bound = 2 * adding / (count * np.sqrt(largest)) * (1 + relative) + relative * value
     plain = largest == 1 and power_of_two(np.array(float(count)))
     found = within(value, np.where(plain & fits, 0.0, bound + CHAIN * _FLOAT32.smallest * (value > 0)), _FLOAT32)
-    return Enclosure(*(part[..., 0, 0] for part in (found.exact, np.maximum(found.lo, 0.0), found.hi)))
+    return Enclosure(found.exact[..., 0, 0], np.maximum(found.lo, 0.0)[..., 0, 0], found.hi[..., 0, 0])

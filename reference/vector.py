@@ -41,8 +41,9 @@ def _fixed_point(
     output = twice / (2.0**_LEFT_SHIFT * s_y)
     if not output < 1:
         raise ValueError(f"y_scale: must exceed 2**-19 of a_scale and b_scale in fixed point; got {s_y}")
-    total = sum(rescale(codes << _LEFT_SHIFT, scale / twice, variant=variant) for codes, scale in ((a, s_a), (b, s_b)))
-    return rescale(np.asarray(total), output, variant=variant)
+    total = rescale(a << _LEFT_SHIFT, np.asarray(s_a / twice), variant=variant)
+    total = total + rescale(b << _LEFT_SHIFT, np.asarray(s_b / twice), variant=variant)
+    return rescale(total, np.asarray(output), variant=variant)
 
 
 @takes_choices

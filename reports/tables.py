@@ -308,11 +308,15 @@ def accuracy_versus_speed(records: Iterable[Record]) -> Table:
 
 def _speedups(measured: Iterable[Measurement]) -> dict[str, Callable[[Measurement], str]]:
     """Return the columns of speedups: one for each thing that was measured in turns, and one for what is ideal."""
+
+    def column(field: str, name: str) -> Callable[[Measurement], str]:
+        return lambda m: number(getattr(m, field).get(name), 3)
+
     columns: dict[str, Callable[[Measurement], str]] = {}
     for name in dict.fromkeys(name for m in measured for name in m.speedups):
-        columns[f"over {name}"] = lambda m, name=name: number(m.speedups.get(name), 3)
+        columns[f"over {name}"] = column("speedups", name)
         if any(name in m.ideal_speedups for m in measured):
-            columns[f"ideal over {name}"] = lambda m, name=name: number(m.ideal_speedups.get(name), 3)
+            columns[f"ideal over {name}"] = column("ideal_speedups", name)
     return columns
 
 

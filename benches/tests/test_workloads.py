@@ -168,6 +168,14 @@ EVERY = [
     ("binarize", {"granularity": "axis", "axis": 0}),
     ("ternarize", {"rule": "twn", "granularity": "group", "group_size": 16}),
     ("ternarize", {"rule": "bitnet", "input_format": "bfloat16"}),
+    ("histogram", {"bins": 2048}),
+    ("widen_histogram", {"capacity": 2500}),
+    ("widen_histogram", {"histogram": "magnitudes", "growth": "same_bins"}),
+    ("moving_average_range", {}),
+    ("percentile_range", {"histogram": "magnitudes"}),
+    ("histogram_percentile_range", {}),
+    ("mse_range", {"histogram": "values"}),
+    ("entropy_range", {"levels": 128}),
     ("attention_paged", {"cache_format": "float8_e4m3fn", "grouped": True, "block_size": 16}),
     ("attention_paged", {"cache_format": "int8", "mask": "window", "window": 5, "capped": True}),
     ("attention_paged", {"cache_format": "int8", "scale_granularity": "kivi"}),
@@ -198,7 +206,7 @@ EVERY = [
 COARSE = {
     "attention_paged": 0.3,
     "dequantize_blockwise": 0.2, "matmul_w4a16": 0.3, "matmul_nvfp4": 0.3, "linear_nf4": 0.3, "matvec_gguf": 0.3,
-    "assign_codebook": 0.8, "binarize": 1.0, "ternarize": 1.0,
+    "moving_average_range": 1.0, "entropy_range": 1.0, "assign_codebook": 0.8, "binarize": 1.0, "ternarize": 1.0,
 }  # fmt: skip
 
 

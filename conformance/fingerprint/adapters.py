@@ -13,7 +13,7 @@ import numpy as np
 from lowbit_cts.conformance.fingerprint.probe import Pair, Probe, Span, Unexpressible, drawn, expressed, span_of
 from lowbit_cts.kernels import Implementation
 from lowbit_cts.reference.codebooks import CODEBOOKS
-from lowbit_cts.reference.formats import FORMATS, FloatFormat, IntegerFormat, decode, float_format, integer_format
+from lowbit_cts.reference.formats import FloatFormat, IntegerFormat, decode, float_format, integer_format
 from lowbit_cts.reference.gguf.blocks import pack
 from lowbit_cts.reference.gguf.layout import block_format
 from lowbit_cts.reference.mx import MX_BLOCK
@@ -193,14 +193,16 @@ def sparse24_arguments(a: np.ndarray, b: np.ndarray, format: str) -> Arrays:
     Unexpressible
         A K that is no whole number of words of metadata.
     """
-    fmt, (m, k), n = FORMATS[format], a.shape, b.shape[1]
+    (m, k), n = a.shape, b.shape[1]
     word = metadata_word(format)
     if k % (4 * word.itemsize):
         raise Unexpressible(f"the sparse matrix needs whole words of metadata, {4 * word.itemsize} of its numbers")
     dense = np.zeros((k // 2, 4, n))
     dense[:, :2] = b.reshape(k // 2, 2, n)
-    codes = [x.astype(np.int8) if format == "int8" else expressed(x, fmt, name)
-             for x, name in ((a, "a"), (dense.reshape(2 * k, n), "b"))]  # fmt: skip
+    codes = [
+        x.astype(np.int8) if format == "int8" else expressed(x, float_format(format), name)
+        for x, name in ((a, "a"), (dense.reshape(2 * k, n), "b"))
+    ]
     # Every group of four has the indices 0 and 1: two bits each, the first lowest.
     metadata = np.full((m, k // 4), 0x44, np.uint8).view(word)
     return {"values": codes[0], "metadata": metadata, "b": codes[1]}

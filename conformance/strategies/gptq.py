@@ -1,4 +1,4 @@
-"""Cases of GPTQ: Hessians of correlated samples, of few samples, with dead columns, and with nothing off the diagonal."""
+"""Cases of GPTQ: Hessians of correlated samples, of few samples, with dead columns, and diagonal ones."""
 
 from typing import Any
 

@@ -61,7 +61,11 @@ def _gradient(draw: Draw, operation: Operation, chosen: dict, regime: str, sizes
     zero = np.asarray(_zeros(rng, chosen, place, *fmt.codes(bool(chosen["narrow_range"]))), np.int32)
     s, z = (spread(np.asarray(part, np.float64), shape, **granularity) for part in (scale, zero))
     x = fills.float_codes(_FILLS[family](rng, s, z, fmt), "float32")
-    arrays = {"upstream": _upstream(rng, shape, regime), "scale": scale, "zero_point": zero}
+    arrays: dict[str, np.ndarray | None] = {
+        "upstream": _upstream(rng, shape, regime),
+        "scale": scale,
+        "zero_point": zero,
+    }
     if operation.name == "fake_quantize_gradient":
         return Case(operation, chosen, {"x": x, **arrays}, {"fill": family, "seed": seed})
     if not chosen["has_zero_point"]:

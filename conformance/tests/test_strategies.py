@@ -40,6 +40,11 @@ def test_drawn_cases_are_valid_inputs_of_the_reference(implementation, regime):
             assert np.all((enclosure.lo <= enclosure.hi) | np.isnan(enclosure.exact))
 
 
+def one_number(operation):
+    """Return whether an operation gives a number or two a case."""
+    return operation.startswith("choose_") or operation.endswith("_range")
+
+
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=lambda i: i.id)
 def test_the_exact_regime_leaves_no_room(implementation):
     wide = total = 0
@@ -47,10 +52,15 @@ def test_the_exact_regime_leaves_no_room(implementation):
         for enclosure in case.enclosures(implementation.semantics).values():
             wide += int(np.sum((enclosure.lo != enclosure.hi) & ~np.isnan(enclosure.exact)))
             total += enclosure.exact.size
-    assert total > 500 or implementation.operation.name.startswith("choose_")  # a number a case
+    assert total > 500 or one_number(implementation.operation.name)
     # Ranges that miss a whole number of steps, and 16-bit inputs that are rounded, stay: few. LLM.int8()'s scale of
     # 1 / 127**2 always rounds, which now and then is seen in 16 bits.
-    allowed = {"choose_qparams_affine": 0.35, "matmul_llm_int8": 0.1}.get(implementation.operation.name, 0.0)
+    # Searches for the best of several ends compare rounded errors, of which two may be as good as alike.
+    # LSQ's first scale has a root in it that always rounds, but for int2.
+    allowed = {
+        "choose_qparams_affine": 0.35, "matmul_llm_int8": 0.1, "lsq_initial_scale": 1.0,
+        "mse_range": 0.05, "entropy_range": 0.05,
+    }.get(implementation.operation.name, 0.0)  # fmt: skip
     assert wide <= allowed * total
 
 

@@ -37,7 +37,7 @@ class Laid:
         self.low, self.high = self.qmin - self.z, self.qmax - self.z
 
 
-def _fake(mask, close=lambda inside, upstream: np.where(inside, upstream, F(0)), narrow=False):
+def _fake(mask, close=lambda inside, upstream: np.where(inside, upstream, F(0))):
     """Return a kernel of fake_quantize_gradient with the mask that a function of `Laid` gives."""
 
     def kernel(x, upstream, scale, zero_point, *, format, granularity, axis, group_size):
@@ -74,7 +74,7 @@ def _steps(laid, inside):
     return np.where(inside, offset - quotient, np.where(quotient < (laid.low + laid.high) / 2, laid.low, laid.high))
 
 
-def _lsq(mask=_of_code, steps=_steps, total=None, values=None):
+def _lsq(mask=_of_code, steps=_steps, total=None, values=None, wide=F):
     """Return a kernel of lsq_gradient made of a mask, of dy/ds, of their sum and of the gradient of the values."""
 
     def kernel(v, upstream, scale, zero_point, gradient_scale, *, format, granularity, axis, group_size):
@@ -83,7 +83,7 @@ def _lsq(mask=_of_code, steps=_steps, total=None, values=None):
         with np.errstate(all="ignore"):
             inside = mask(laid)
             dv = np.where(inside, laid.upstream, F(0)) if values is None else values(laid, inside)
-            parts = laid.upstream * steps(laid, inside).astype(F)
+            parts = laid.upstream.astype(wide) * steps(laid, inside).astype(F)
             summed = parts.sum(axis=laid.shared, dtype=F) * gradient_scale
             dscale = summed if total is None else total(parts, laid.shared, gradient_scale)
         return dv.astype(F).reshape(laid.shape), np.asarray(dscale, F)
@@ -132,7 +132,7 @@ for _name, _kernel, _semantics in (
     ("of_code", _lsq(), Semantics()),
     ("ends_in_float32", _lsq(_of_range), Semantics(gradient_mask="range")),
     ("factor_first", _lsq(total=lambda parts, shared, g: (parts * g).sum(axis=shared, dtype=F)), Semantics()),
-    ("in_float64", _lsq(total=lambda parts, shared, g: parts.sum(axis=shared, dtype=np.float64) * g),
+    ("in_float64", _lsq(total=lambda parts, shared, g: parts.sum(axis=shared) * g, wide=np.float64),
      Semantics(float_accumulator="float64")),
     ("through_the_result", _lsq(_of_code, lambda a, inside: np.where(inside, (np.clip(np.rint(a.x / a.s), a.low,
      a.high) * a.s - a.x) / a.s, _steps(a, inside))), Semantics()),
@@ -159,14 +159,15 @@ def sums_apart(v, upstream, scale, zero_point, gradient_scale, *, format, granul
         return dv, np.asarray((rounded + moved) * gradient_scale, F)
 
 
-def _first(v, place, root=np.sqrt, count=lambda members, shared: None, norm=np.abs):
+def _first(v, place):
+    """Return magnitudes, and the axes of those that share a scale."""
     granularity, axis, group_size = place
     shared = {"tensor": (0, 1), "axis": (1 - (axis or 0),), "group": (2,)}[granularity]
     if granularity == "group":
         if v.shape[1] % group_size:
             raise ValueError(f"{v.shape[1]} columns are no whole groups of {group_size}")
         v = v.reshape(len(v), -1, group_size)
-    return norm(v), shared
+    return np.abs(v), shared
 
 
 @right.implements("lsq_initial_scale", supports=WIDE)

@@ -1,4 +1,4 @@
-"""torchao: packed nibbles, block scales in the order of cuBLAS, MX and NVFP4, and linear layers on its tensors.
+"""torchao: packed nibbles, block scales in the order of cuBLAS, MX and NVFP4, linear layers on its tensors, training.
 
 Codes of four bits, packed by torchao, are unpacked by its own functions.
 """
@@ -15,9 +15,20 @@ from torchao.prototype.mx_formats.kernels import pack_uint4, unpack_uint4
 from torchao.prototype.mx_formats.mx_tensor import ScaleCalculationMode, to_dtype, to_mx
 from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor, nvfp4_quantize, per_tensor_amax_to_scale
 from torchao.prototype.mx_formats.utils import to_blocked
-from torchao.quantization import Int8Tensor, IntxUnpackedToInt8Tensor
+from torchao.quantization import Int8Tensor, IntxUnpackedToInt8Tensor, PerGroup
+from torchao.quantization.qat import IntxFakeQuantizeConfig
+from torchao.quantization.qat.fake_quantizer import IntxFakeQuantizer
 
-from lowbit_cts.kernels import PRESETS, Backend, InfinityInBlock, ScaleMode, Semantics, WeightPrecision
+from lowbit_cts.kernels import (
+    PRESETS,
+    Backend,
+    Division,
+    GradientForm,
+    InfinityInBlock,
+    ScaleMode,
+    Semantics,
+    WeightPrecision,
+)
 
 backend = Backend("torchao", version=torchao.__version__, arrays="torch")
 
@@ -201,3 +212,54 @@ def int_scaled_product(
     rows = a.clone(memory_format=torch.contiguous_format)  # torchao has quantized them just before
     y = int_scaled_matmul(rows, b, a_scale[:, None].contiguous()) * b_scale
     return y if bias is None else y + bias
+
+
+# Quantization-aware training ----------------------------------------------------------------------------------------
+
+_CODES = [f"{sign}int{bits}" for sign in ("", "u") for bits in range(2, 9)]
+#: What autograd makes of clamp(round(x * (1 / s)) + z), the rounding with a gradient of 1, and of s (q - z).
+_TRAINING = Semantics(division=Division.RECIPROCAL, gradient_form=GradientForm.CHAIN)
+_GROUPS = {"format": _CODES, "granularity": "group", "layout": ("contiguous", "offset")}
+
+
+def _trained(
+    x: Tensor, upstream: Tensor, scale: Tensor, zero_point: Tensor, format: str, group_size: int
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of the values and of the scales, through a fake quantizer that learns its range."""
+    config = IntxFakeQuantizeConfig(
+        getattr(torch, format), PerGroup(group_size), is_symmetric=False, is_dynamic=False, range_learning=True
+    )
+    quantizer = IntxFakeQuantizer(config)
+    leaf = x.detach().requires_grad_()
+    quantizer.scale, quantizer.zero_point = torch.nn.Parameter(scale.detach()), zero_point
+    quantizer(leaf).backward(upstream)
+    return leaf.grad, quantizer.scale.grad
+
+
+@backend.implements(
+    "fake_quantize_gradient",
+    name="IntxFakeQuantizer",
+    semantics=_TRAINING,
+    supports={**_GROUPS, "mapping": ("symmetric", "asymmetric")},
+)
+def fake_quantize_gradient(
+    x: Tensor, upstream: Tensor, scale: Tensor, zero_point: Tensor, *, format: str, group_size: int
+) -> Tensor:
+    """Return the gradient of x."""
+    return _trained(x, upstream, scale, zero_point, format, group_size)[0]
+
+
+@backend.implements(
+    "lsq_gradient",
+    name="IntxFakeQuantizer",
+    semantics=_TRAINING,
+    supports={**_GROUPS, "has_zero_point": (False, True)},
+)
+def lsq_gradient(
+    v: Tensor, upstream: Tensor, scale: Tensor, zero_point: Tensor | None, gradient_scale: Tensor, *, format: str,
+    group_size: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return both gradients; that of the scales times the factor, which torchao leaves to the learning rate."""
+    zero = torch.zeros_like(scale, dtype=torch.int32) if zero_point is None else zero_point
+    dv, dscale = _trained(v, upstream, scale, zero, format, group_size)
+    return dv, dscale * gradient_scale

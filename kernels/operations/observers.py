@@ -15,7 +15,7 @@ from lowbit_cts.reference.calibration.percentile import percentile_enclosure, pe
 from lowbit_cts.reference.enclosure import Enclosure
 
 _HISTOGRAM = Parameter(HISTOGRAMS, "of numbers over any range, or of magnitudes from 0", assumed=HISTOGRAMS)
-_BINS, _LEVELS, _STARTS, _CAPACITIES = (64, 128, 7, 33, 1, 2048), (8, 16, 7, 2), (8, 1, 16), (1024, 2500)
+_BINS, _LEVELS, _STARTS, _CAPACITIES = (64, 128, 7, 33, 1, 2048), (8, 16, 7, 2, 128), (8, 1, 16), (1024, 2500)
 _BITS = Parameter(tuple(range(8, 1, -1)), "bits of a code", assumed=(8,))
 
 
@@ -39,12 +39,11 @@ _RANGE = (_scalar("low", "the lower end of the range; of magnitudes -high"), _sc
 def _ends(case: Case) -> dict[str, Any]:
     """Return the ends of the case's histogram, and of what it is one."""
     low = case.arrays["low"]
-    low = np.float32(0) if low is None else low
-    return {"low": low, "high": case.array("high"), "histogram": case.parameters["histogram"]}
+    return {"low": 0.0 if low is None else low, "high": case.array("high"), "histogram": case.parameters["histogram"]}
 
 
 def _choices(case: Case, semantics: Semantics, *left_out: str) -> dict[str, Any]:
-    return semantics.choices([name for name in case.operation.semantics if name not in left_out])
+    return semantics.choices(tuple(name for name in case.operation.semantics if name not in left_out))
 
 
 def _histogram(case: Case, semantics: Semantics) -> dict[str, Enclosure]:
@@ -58,7 +57,7 @@ def _histogram(case: Case, semantics: Semantics) -> dict[str, Enclosure]:
 def _widen(case: Case, semantics: Semantics) -> dict[str, Enclosure]:
     new_low = case.arrays["new_low"]
     return widen_enclosure(
-        case.array("counts"), **_ends(case), new_low=np.float32(0) if new_low is None else new_low,
+        case.array("counts"), **_ends(case), new_low=0.0 if new_low is None else new_low,
         new_high=case.array("new_high"), growth=case.parameters["growth"], capacity=case.parameters["capacity"],
         **_choices(case, semantics),
     )  # fmt: skip

@@ -22,6 +22,7 @@ from lowbit_cts.kernels.torch import (
     kv_cache,
     linear,
     linear_native,
+    observers,
     onnx_operators,
     packing,
     products,
@@ -55,6 +56,8 @@ def _eager(name: str, device: str) -> Backend:
     sparse24.register_native(backend)
     convolution.register_native(backend)
     linear_native.register_native(backend)
+    observers.register_native(backend)
+    observers.register_composed(backend)
     qat.register_native(backend)
     gptq.register(backend)
     attention.register_native(backend)

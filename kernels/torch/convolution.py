@@ -1,5 +1,7 @@
 """Convolution of quantized images in torch: conv2d in float64, where products of codes add up exactly, and oneDNN's."""
 
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -24,10 +26,10 @@ _SUPPORTS = {
 
 
 def _sums(
-    x: Tensor, x_zero_point: Tensor, w: Tensor, w_zero_point: Tensor, strides: Pair, pads: tuple[int, int, int, int],
-    dilations: Pair, groups: int,
+    x: Tensor, x_zero_point: Tensor, w: Tensor, w_zero_point: Tensor,
+    geometry: tuple[Pair, tuple[int, int, int, int], Pair, int],
 ) -> Tensor:  # fmt: skip
-    top, left, bottom, right = pads
+    strides, (top, left, bottom, right), dilations, groups = geometry
     shifted = pad(x.double() - x_zero_point, (left, right, top, bottom))
     weights = w.double() - w_zero_point.reshape(-1, 1, 1, 1)
     return torch.round(conv2d(shifted, weights, None, strides, 0, dilations, groups)).to(torch.int64)
@@ -35,7 +37,12 @@ def _sums(
 
 def register_composed(backend: Backend, build: Build, arithmetic: Semantics) -> None:
     """Register a convolution in float64 with a float32 epilogue; parameters as in `onnx_operators`."""
-    sums, codes = build(_sums), build(output_codes)
+    codes = build(output_codes)
+
+    @cache
+    def sums(*geometry: Any) -> Callable[..., Tensor]:
+        """Return the sums of one geometry, which a compiler is to take for constant, as that of a layer is."""
+        return build(partial(_sums, geometry=geometry))
 
     @backend.implements("conv2d_int8", name="composed", semantics=arithmetic, supports=_SUPPORTS)
     def convolution(
@@ -46,7 +53,7 @@ def register_composed(backend: Backend, build: Build, arithmetic: Semantics) -> 
         count = x.shape[1] if groups == "depthwise" else int(groups)
         if not x.shape[1]:
             raise ValueError("x: has no channels, of which conv2d makes no outputs")
-        acc = sums(x, x_zero_point, w, w_zero_point, strides, pads, dilations, count)
+        acc = sums(strides, pads, dilations, count)(x, x_zero_point, w, w_zero_point)
         if bias is not None:
             acc = acc + bias.reshape(-1, 1, 1)
         scale = (x_scale * w_scale).reshape(-1, 1, 1)

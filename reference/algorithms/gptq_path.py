@@ -204,5 +204,9 @@ def path_enclosures(
 
 def _stacked(groups: list[Enclosure], shape: tuple[int, ...]) -> Enclosure:
     """Return the enclosures of groups, a column each."""
-    parts = ([getattr(group, name) for group in groups] for name in ("exact", "lo", "hi"))
-    return Enclosure(*(np.stack(part, axis=1) if part else np.zeros(shape) for part in parts))
+
+    def joined(name: str) -> np.ndarray:
+        parts = [getattr(group, name) for group in groups]
+        return np.stack(parts, axis=1) if parts else np.zeros(shape)
+
+    return Enclosure(joined("exact"), joined("lo"), joined("hi"))

@@ -71,7 +71,7 @@ def checked_histogram(
 def aligned(low: float, high: float, bins: int) -> bool:
     """Return whether float32 arithmetic gives the edges and middles of the bins exactly, in any association."""
     step = float(np.min(greatest_step(np.array([low, high]))))
-    return bool(power_of_two(np.float64(bins))) and (abs(low) + abs(high)) * 4 * bins <= step * 2.0**24
+    return bool(power_of_two(np.asarray(float(bins)))) and (abs(low) + abs(high)) * 4 * bins <= step * 2.0**24
 
 
 @takes_choices
@@ -107,14 +107,13 @@ def _bins_of(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return of each sample inside the range its bin, and the least and the greatest bin that it may be put into."""
     unit = float_format(intermediate.value).unit_roundoff
-    aligned = aligned(low, high, bins)
-    if aligned and search is BinSearch.EDGES:
+    if aligned(low, high, bins) and search is BinSearch.EDGES:
         edges = low + np.arange(bins + 1) * ((high - low) / bins)
         at = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, bins - 1)
         return at, at, at
     position = (x - low) * bins / (high - low)
     if search is BinSearch.POSITION:
-        scaled = power_of_two(np.float64(bins)) and power_of_two(np.float64(high - low))
+        scaled = bool(np.all(power_of_two(np.array([float(bins), high - low]))))
         slack = np.where(
             scaled & representable(x - low, float_format(intermediate.value)), 0.0, gamma(6, unit) * np.abs(position)
         )
@@ -193,7 +192,7 @@ def _added(counts: int, low: float, high: float, reach: float, intermediate: Pre
     """Return how many bins are added at an end so that it reaches so far, and the least and most admissible number."""
     width = (high - low) / counts
     over = (reach - high) / width
-    scaled = aligned(low, high, counts) and bool(representable(np.float64(reach - high), _FLOAT32))
+    scaled = aligned(low, high, counts) and bool(representable(np.asarray(reach - high), _FLOAT32))
     slack = 0.0 if scaled else 2 * float(gamma(5, float_format(intermediate.value).unit_roundoff)) * (1 + counts + over)
     if low < 0:  # the end lies beyond, never at, what is to be reached
         exact, least, most = (int(np.floor(over + side * slack)) + 1 for side in (0, -1, 1))

@@ -85,5 +85,7 @@ def moving_average_enclosure(
             exact = _step(exact, new, c, average_form, contraction is Contraction.FUSED)
             if open_:
                 lo, hi = _real(lo, new, c, average_form, -1), _real(hi, new, c, average_form, 1)
-        found[name] = Enclosure(*map(np.asarray, (exact, lo, hi))) if open_ else determined(np.asarray(exact))
+        found[name] = determined(np.asarray(exact))
+        if open_:
+            found[name] = Enclosure(np.asarray(exact), np.asarray(lo), np.asarray(hi))
     return found

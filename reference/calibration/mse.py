@@ -152,22 +152,23 @@ def greedy_path(counts: np.ndarray, *, intermediate: Precision = Precision.FLOAT
     total = sums[-1]
     dtype = np.float32 if intermediate is Precision.FLOAT32 else np.float64
     # All quantiles that either bound may come to, by repeated additions and subtractions, and the bins they fall on.
-    rounds = int(1 / STEP) + 2
+    rounds = int(1 / STEP) + 3
     lower, upper = (np.cumsum(np.r_[start, np.full(rounds, side * STEP)]) for start, side in ((0.0, 1), (1.0, -1)))
-    reached = np.searchsorted(sums, dtype(lower * total), side="left").tolist()
-    beyond = (np.searchsorted(sums, dtype(upper * total), side="right") - 1).tolist()
-    lower, upper = lower.tolist(), upper.tolist()
-    i = j = 0
-    first, last = 0, counts.size - 1
+    reached = np.searchsorted(sums, (lower * total).astype(dtype), side="left")
+    beyond = np.subtract(np.searchsorted(sums, (upper * total).astype(dtype), side="right"), 1)
+    i = j = first = 0
+    last = counts.size - 1
     seen = [(first, last)]
-    while lower[i] < upper[j]:
-        left, right = max(first, min(reached[i + 1], last)), min(last, max(beyond[j + 1], first))
+    while first < last and lower[i] < upper[j]:
+        left, right = max(first, min(int(reached[i + 1]), last)), min(last, max(int(beyond[j + 1]), first))
         if left - first > last - right:
             i, first = i + 1, left
-        else:
+        elif right < last:
             j, last = j + 1, right
-        if (first, last) != seen[-1]:
-            seen.append((first, last))
+        else:  # neither moves, until the upper quantile falls below the last bin
+            j = min(int(np.searchsorted(-beyond, -last, side="right")) - 1, rounds - 1)
+            continue
+        seen.append((first, last))
     return Path(*(np.array(ends, np.int64) for ends in zip(*seen, strict=True)))
 
 

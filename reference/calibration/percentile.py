@@ -95,7 +95,7 @@ def _quantile(x: np.ndarray, part: tuple[float, float], rule: QuantileRule, unit
     pick = _RULES[rule]
     exact, lo, hi = (pick(x, min(max(position + side * slack, 0), length)) for side in (0, -1, 1))
     if rule is not QuantileRule.LINEAR:
-        return Enclosure(*map(np.asarray, (exact, lo, hi)))
+        return Enclosure(np.asarray(exact), np.asarray(lo), np.asarray(hi))
     ends = np.array([_at(np.floor(position - slack), x), _at(np.ceil(position + slack), x)])
     size = float(np.abs(ends).sum())
     whole = slack == 0 and (

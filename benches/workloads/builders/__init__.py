@@ -11,6 +11,7 @@ from lowbit_cts.benches.workloads.builders import (  # noqa: F401  (fill BUILDER
     gguf,
     kv_cache,
     linear,
+    observers,
     onnx_operators,
     packing,
     products,

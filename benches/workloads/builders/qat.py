@@ -32,7 +32,7 @@ def _training(
         x = np.abs(x)
     mapping = "asymmetric" if unsigned else "symmetric"
     scale, zero_point = qparams(x, {"mapping": mapping, **p})
-    return x, rng.standard_normal(x.shape, np.float32), scale * _ROOM, zero_point
+    return x, rng.standard_normal(x.shape, np.float32), np.asarray(scale * _ROOM), zero_point
 
 
 @builds("fake_quantize_gradient")

@@ -14,8 +14,8 @@ since the suite has no name for its rule: casts to E8M0, where what lies below t
 import onnxruntime
 
 from lowbit_cts.kernels import Backend
-from lowbit_cts.kernels.adapters.onnxruntime import affine, casts, operators, products, weight_only
+from lowbit_cts.kernels.adapters.onnxruntime import affine, calibration, casts, operators, products, weight_only
 
 backend = Backend("onnxruntime", version=onnxruntime.__version__, arrays="numpy")
-for family in (affine, products, operators, weight_only, casts):
+for family in (affine, products, operators, weight_only, casts, calibration):
     family.register(backend)
