@@ -3,6 +3,7 @@
 It does nothing in a run that collects no examination.
 """
 
+import os
 import shlex
 from collections import Counter
 from collections.abc import Generator, Iterator
@@ -52,6 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "applies(to=predicate): the property is of implementations for which the predicate holds"
     )
     config.addinivalue_line("markers", "exhaustive: the property runs in the exhaustive profile only")
+    _share_cores(getattr(config.option, "numprocesses", None) or 1)
     suite = Suite(config)
     if config.getoption("--backend") or config.getoption("--waivers"):
         try:
@@ -60,6 +62,20 @@ def pytest_configure(config: pytest.Config) -> None:
         except (ContractError, waivers.WaiverError) as error:
             raise pytest.UsageError(str(error)) from None
     config.stash[_SUITE] = suite
+
+
+#: What tells numerical libraries, in this process's children too, how many threads to use.
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def _share_cores(workers: int) -> None:
+    """Give each of several workers its share of the cores, unless the user has said how many threads to use.
+
+    With all cores for each, threads that wait for one another make small calls many times as slow.
+    """
+    if workers > 1 and not any(name in os.environ for name in _THREADS):
+        share = max(1, (os.cpu_count() or 1) // workers)
+        os.environ.update(dict.fromkeys(_THREADS, str(share)))
 
 
 class Suite:

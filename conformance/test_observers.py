@@ -149,12 +149,15 @@ def test_order_in_a_batch(examination: Examination) -> None:
 
     def check(trial: Trial) -> None:
         x = trial.case.array("x")
-        one, other, swapped = trial.call(
-            trial.case, trial.replaced("x", x[:, ::-1]), trial.replaced("x", x[::-1])
-        ).results  # fmt: skip
+        cases = [trial.case, trial.replaced("x", x[:, ::-1]), trial.replaced("x", x[::-1])]
+        one, other, swapped = trial.call(*cases).results
         trial.enclosed(one)
-        trial.identical(one, other, "samples of a batch in another order")
-        trial.enclosed(swapped, trial.replaced("x", x[::-1]), "batches in another order: ")
+        trial.enclosed(swapped, cases[2], "batches in another order: ")
+        for name, end in one.items():  # by value: which of two zeros is the least depends on the order
+            if end != other[name]:
+                raise Violation(
+                    f"{name} must not depend on the order in a batch: it is {end}, then {other[name]}", trial.case
+                )
 
     examination.for_all(check)
 

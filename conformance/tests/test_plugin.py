@@ -1,5 +1,6 @@
 """The plugin: mistakes are usage errors, evidence is written, waivers work and cannot rot."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -217,3 +218,20 @@ def test_the_plugin_leaves_other_test_suites_alone(tmp_path):
     assert done.returncode == 0
     assert "Lowbit-CTS" not in done.stdout
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("said", [None, "3"])
+def test_several_workers_share_the_cores(tmp_path, monkeypatch, said):
+    """Kernels in the workers' processes see it; what the user said stands."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    if said:
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+    share = said or str(max(1, (os.cpu_count() or 1) // 2))
+    (tmp_path / "test_share.py").write_text(
+        f"import os\nimport pytest\n\n@pytest.mark.parametrize('i', range(4))\ndef test(i):\n"
+        f"    assert os.environ['OMP_NUM_THREADS'] == {share!r}\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", "test_share.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert "4 passed" in done.stdout, done.stdout

@@ -117,7 +117,7 @@ histogram = register(
         work=lambda case: 4.0 * case.array("x").size,
         derived={"U": lambda sizes, p: p["bins"]},
         weights=("x",),
-        stored=("counts",),
+        stored=("x",),
     )
 )
 
@@ -177,7 +177,7 @@ moving_average_range = register(
         variants=(),
         work=lambda case: 2.0 * case.array("x").size,
         weights=("x",),
-        stored=("low", "high"),
+        stored=("x",),
     )
 )
 
@@ -195,7 +195,7 @@ percentile_range = register(
         variants=("histogram",),
         work=lambda case: case.array("x").size * max(1.0, np.log2(max(1, case.array("x").size))),
         weights=("x",),
-        stored=("low", "high"),
+        stored=("x",),
     )
 )
 
@@ -203,7 +203,7 @@ _OF_HISTOGRAMS: dict[str, Any] = {
     "results": _RANGE,
     "independent": _nothing,
     "weights": ("counts",),
-    "stored": ("low", "high"),
+    "stored": ("counts",),
 }
 
 histogram_percentile_range = register(

@@ -10,6 +10,8 @@ from lowbit_cts.kernels import Backend, BinPoint, BinSearch, Precision, Semantic
 _WIDE = Semantics(intermediate=Precision.FLOAT64)
 _STEP = 1e-5
 _PARTS = 16
+#: Steps of the greedy search that are tried at once.
+_TRIED = 32
 
 
 def _ends(low: Tensor | None, high: Tensor) -> tuple[float, float]:
@@ -142,18 +144,26 @@ def _path(counts: Tensor) -> tuple[Tensor, Tensor]:
     return tried[:, :1], tried[:, 1:]
 
 
-def _greedy(counts: Tensor, low: float, high: float, bits: int) -> tuple[Tensor, Tensor]:
-    bins, levels = counts.numel(), 2**bits
-    width, (first, last) = (high - low) / bins, _path(counts)
+def _spread_errors(counts: Tensor, width: float, first: Tensor, last: Tensor, levels: int) -> Tensor:
+    """Return the errors of ranges, a row each, bins spread evenly."""
     share = width * (last - first + 1) / levels
-    begin = (_positions(counts, bins) - first) * width
+    begin = (_positions(counts, counts.numel()) - first) * width
     end = begin + width
     of_begin, of_end = ((place / share).floor_().clamp_(0, levels - 1) for place in (begin, end))
     left, right = begin - (of_begin + 0.5) * share, end - (of_end + 0.5) * share
-    error = (right**3 - left**3 + 2 * (of_end - of_begin) * (share / 2) ** 3) @ counts
-    rises = (error[1:] > error[:-1]).nonzero()
-    at = int(rises[0]) if rises.numel() else error.numel() - 1
-    return _pair(low + float(first[at]) * width, low + (float(last[at]) + 1) * width, counts)
+    return (right**3 - left**3 + 2 * (of_end - of_begin) * (share / 2) ** 3) @ counts
+
+
+def _greedy(counts: Tensor, low: float, high: float, bits: int) -> tuple[Tensor, Tensor]:
+    width, (firsts, lasts) = (high - low) / counts.numel(), _path(counts)
+    found, least = [0.0, 0.0], math.inf
+    for first, last in zip(firsts.split(_TRIED), lasts.split(_TRIED), strict=True):
+        errors = _spread_errors(counts, width, first, last, 2**bits).tolist()
+        for step, error in zip(torch.cat([first, last], 1).tolist(), errors, strict=True):
+            if error > least:
+                return _pair(low + found[0] * width, low + (found[1] + 1) * width, counts)
+            found, least = step, error
+    return _pair(low + found[0] * width, low + (found[1] + 1) * width, counts)
 
 
 def _mse(counts, low, high, *, histogram, bits, start):
