@@ -14,6 +14,8 @@ NUMPY = load_backends("numpy")[0]
 BLOCKS = "bert-base/attn.query"
 #: Decibels of what has few levels (definitions: 20.22 of 16, 4.40 of two, 5.79 of BitNet's three).
 LEAST_DB = {"assign_codebook": 19, "binarize": 4, "ternarize": 5, "matmul_w4a16": 18, "matmul_nvfp4": 17}
+#: Parameters of which the first will not do.
+OF = {"cast_float": {"source": "float32", "target": "float8_e4m3fn"}, "widen_histogram": {"capacity": 2500}}
 LINEAR = {"activation_granularity": "token", "weight_granularity": "channel", "mapping": "symmetric"}
 
 
@@ -33,8 +35,7 @@ def measured(kernel, row):
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_every_operation_has_a_row_that_numpy_passes(operation):
-    parameters = {"source": "float32", "target": "float8_e4m3fn"} if operation == "cast_float" else {}
-    row = one(operation, parameters, BLOCKS)
+    row = one(operation, OF.get(operation), BLOCKS)
     kernel = next(i for i in NUMPY.implementations if row.runs_on(i))
     facts, _ = measured(kernel, row)
     assert facts["verdict"] in ("exact", "faithful")

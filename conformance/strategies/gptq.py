@@ -55,10 +55,9 @@ def on_a_grid(rng: Generator, n: int, k: int, bits: int) -> np.ndarray:
     """Return rows whose scale is a power of two by either mapping, many weights halfway between two codes."""
     largest = (1 << bits) - 1
     halves = rng.integers(-largest, largest, (n, k), endpoint=True)
-    if k:
-        halves[:, rng.integers(0, k)] = largest
-    if k > 1:
-        halves[:, (rng.integers(1, k) + np.argmax(halves[0])) % k] = -largest
+    for column, end in zip(rng.permutation(k)[:2], (largest, -largest), strict=False):
+        halves[:, column] = end
+    halves = np.abs(halves) if k == 1 else halves
     return (halves * np.exp2(rng.integers(-8, 8, (n, 1)) - 1.0)).astype(np.float32)
 
 
@@ -71,8 +70,12 @@ def _quantize_gptq(draw: Draw, operation: Operation, chosen: dict[str, Any], reg
     w = weights(rng, n, k)
     if family == "diagonal":
         h = _diagonal(rng, k)
-        if chosen["group_size"] is None:
-            w = on_a_grid(rng, n, k, int(chosen["format"].removeprefix("uint")))
+        in_turn = chosen["act_order"] and not chosen["static_groups"]
+        order = np.argsort(-np.diag(h), kind="stable") if in_turn else np.arange(k)
+        bits, group = int(chosen["format"].removeprefix("uint")), chosen["group_size"] or max(k, 1)
+        for start in range(0, k, group):
+            members = order[start : start + group]
+            w[:, members] = on_a_grid(rng, n, len(members), bits)
     else:
         h = hessian(rng, k, max(1, k // 3) if family == "few_samples" else 4 * k + 8, 8.0)
         if family == "dead" and k:

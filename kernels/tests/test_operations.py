@@ -23,6 +23,7 @@ ADMISSIBLE = {
     ("matmul_sparse24", "metadata"): lambda x: np.full(x.nbytes, 0x4E, np.uint8).view(x.dtype).reshape(x.shape),
     ("matmul_llm_int8", "absmax"): lambda x: np.abs(x) + 1,
     ("matvec_gguf", "blocks"): lambda x: x & 0x3F,  # no float16 is infinite
+    ("quantize_gptq", "hessian"): lambda x: np.maximum(x @ x.T, (x @ x.T).T) + np.eye(len(x), dtype=x.dtype),
     ("attention_paged", "block_table"): lambda x: x & 3,
     ("attention_paged", "context_lengths"): lambda x: x & 7,
     ("attention_paged", "soft_cap"): lambda x: np.abs(x) + 1,
@@ -154,6 +155,7 @@ BYTES = [  # operation, parameters, bytes: M 6, K 32, N 5, G 4
     ("matmul_w8a8", {}, 6 * 32 + 4 * 6 + 4 * 6 + 32 * 5 + 4 * 5 + 4 * 5 + 4 * 6 * 5),
     ("matmul_w8a8", {"has_bias": False, "activation_granularity": "tensor", "weight_granularity": "tensor",
                      "output_format": "float16"}, 6 * 32 + 4 + 4 + 32 * 5 + 4 + 2 * 6 * 5),
+    ("quantize_gptq", {}, 4 * 5 * 32 + 4 * 32 * 32 + 5 * 32 // 2 + 8 * 5 + 4 * 32),
     ("matmul_integer", {"weight_granularity": "channel"}, 6 * 32 + 4 + 32 * 5 + 4 * 5 + 4 * 6 * 5),
     ("qlinear_matmul", {"activation_granularity": "token"}, 6 * 32 + 8 * 6 + 32 * 5 + 8 + 8 + 6 * 5),
     ("dynamic_quantize_linear", {}, 4 * 6 * 32 + 6 * 32 + 4 + 4),

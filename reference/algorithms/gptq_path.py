@@ -20,6 +20,7 @@ import numpy as np
 from lowbit_cts.reference.algorithms.gptq import Grid, Problem, Quantized, group_index, problem, weight_range
 from lowbit_cts.reference.choices import Precision, Rounding, takes_choices
 from lowbit_cts.reference.enclosure import Enclosure, determined, gamma, within
+from lowbit_cts.reference.encoding import round_to_format
 from lowbit_cts.reference.formats import float_format
 from lowbit_cts.reference.rounding import round_to_integer
 
@@ -127,12 +128,17 @@ def _ranges(
 ) -> tuple[Enclosure, Enclosure]:
     """Return the scales of a group, and by the returned ones the zero points."""
     # The extremes are monotone in each weight.
-    ends = [weight_range(w + shift, grid.symmetric) for shift in (0 * room, -room, room)]
+    ends = [weight_range(w + shift, grid.symmetric) for shift in (np.zeros_like(room), -room, room)]
     low, high = (np.stack([end[side] for end in ends]) for side in (0, 1))
     width = high[0] - low[0]
     unknown = (np.abs(w).max(axis=1, initial=0) == 0) & (room > 0).any(axis=-1)  # of zeros the range is another
     off = np.where(unknown, np.inf, np.ptp(low, axis=0) + np.ptp(high, axis=0))
-    found = within(width / grid.largest, (off + gamma(2, unit) * width) / grid.largest, _FLOAT32)
+    exact = width / grid.largest
+    settled = np.all([round_to_format(x, _FLOAT32) == x for x in (width, exact)], axis=0) & (
+        exact * grid.largest == width
+    )
+    roundings = np.where(settled, 0.0, gamma(2, unit) * width)
+    found = within(exact, (off + roundings) / grid.largest, _FLOAT32)
     if grid.symmetric:
         return found, determined(np.full(len(w), (grid.largest + 1) // 2))
     quotient = -low[0] / scale

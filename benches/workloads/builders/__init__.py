@@ -9,6 +9,7 @@ from lowbit_cts.benches.workloads.builders import (  # noqa: F401  (fill BUILDER
     codebooks,
     convolution,
     gguf,
+    gptq,
     kv_cache,
     linear,
     observers,
