@@ -168,6 +168,14 @@ class Examination:
             raise self.lost[key]
         return answer
 
+    def combinations(self, *varied: str) -> list[dict[str, Any]]:
+        """Return every supported combination of parameters that the operation has, the rest at the first that fits."""
+        operation, supports = self.implementation.operation, self.implementation.supports
+        found: dict[tuple[Any, ...], dict[str, Any]] = {}
+        for chosen in operation.combinations(supports, tuple(supports)):
+            found.setdefault(tuple(chosen.get(name) for name in varied), chosen)
+        return list(found.values())
+
     def for_all(
         self,
         check: Callable[[Trial], None],

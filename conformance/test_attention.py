@@ -25,15 +25,6 @@ def _enclosed(trial: Trial) -> None:
     trial.enclosed(trial.call().results[0])
 
 
-def _variants(examination: Examination, *varied: str) -> list[dict[str, Any]]:
-    """Return every supported combination of some parameters, the rest at its first supported value that fits."""
-    operation, supports = examination.implementation.operation, examination.implementation.supports
-    found: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for chosen in operation.combinations(supports, tuple(supports)):
-        found.setdefault(tuple(chosen[name] for name in varied), chosen)
-    return list(found.values())
-
-
 def _case(
     examination: Examination,
     chosen: Mapping[str, Any],
@@ -77,14 +68,17 @@ def _around(block: int) -> list[int]:
 
 def test_every_length_of_a_context(examination: Examination) -> None:
     """Contexts of no slot, one, and around the ends of blocks: not one slot too few, not one too many."""
-    for chosen in (*_variants(examination, "mask", "grouped", "block_size"), *_variants(examination, "mask", "capped")):
+    for chosen in (
+        *examination.combinations("mask", "grouped", "block_size"),
+        *examination.combinations("mask", "capped"),
+    ):
         for tokens in (1, 3):
             examination.once(_enclosed, _case(examination, chosen, _around(chosen["block_size"]), Q=tokens))
 
 
 def test_several_tokens(examination: Examination) -> None:
     """The last token sees the whole context, those before it one slot less each; what is before the first sees none."""
-    for chosen in _variants(examination, "mask", "window", "grouped"):
+    for chosen in examination.combinations("mask", "window", "grouped"):
         for tokens in (2, 4, 9):
             examination.once(_enclosed, _case(examination, chosen, [1, 2, tokens, tokens + 1, 24], 1, 2.0, Q=tokens))
 
@@ -96,7 +90,7 @@ def _windowed(implementation: Implementation) -> bool:
 @pytest.mark.applies(to=_windowed)
 def test_every_window(examination: Examination) -> None:
     """A window hides what is before it, to the slot; one as long as the context, or longer, hides nothing."""
-    for chosen in _variants(examination, "mask", "window", "grouped", "block_size"):
+    for chosen in examination.combinations("mask", "window", "grouped", "block_size"):
         if chosen["mask"] != "window":
             continue
         window = chosen["window"]
@@ -129,7 +123,7 @@ def test_blocks_in_another_order(examination: Examination) -> None:
             other = trial.call(_blocks_moved(trial.case, order)).results[0]
             trial.identical(one, other, "the same blocks elsewhere in the cache")
 
-    for chosen in _variants(examination, "cache_format", "scale_granularity", "grouped"):
+    for chosen in examination.combinations("cache_format", "scale_granularity", "grouped"):
         examination.once(check, _case(examination, chosen, [5, 33, 20], 3, Q=2))
 
 
@@ -152,7 +146,7 @@ def test_slots_beyond_the_context(examination: Examination) -> None:
             other = trial.call(_with(case, **spoilt)).results[0]
             trial.identical(clean, other, "other contents of slots that no context reaches")
 
-    for chosen in (*_variants(examination, "cache_format", "scale_granularity"), *_variants(examination, "mask")):
+    for chosen in (*examination.combinations("cache_format", "scale_granularity"), *examination.combinations("mask")):
         case = _case(examination, chosen, [5, 33, 0, 20], 4, Q=2)
         used = np.unique(case.array("block_table"))
         free = np.setdiff1d(np.arange(len(case.array("key_cache"))), used)
@@ -174,13 +168,13 @@ def test_blocks_that_are_not(examination: Examination) -> None:
         for other in replies[1:]:
             trial.identical(replies[0], other, "other numbers in the table beyond the context")
 
-    for chosen in _variants(examination, "cache_format"):
+    for chosen in examination.combinations("cache_format"):
         examination.once(check, _case(examination, chosen, [1, 17, 0, 40], 5, B=6))
 
 
 def test_shared_blocks(examination: Examination) -> None:
     """Two sequences that begin with the same blocks, as after a common prompt, each get what they get alone."""
-    for chosen in _variants(examination, "cache_format", "grouped"):
+    for chosen in examination.combinations("cache_format", "grouped"):
         block = chosen["block_size"]
         case = _case(examination, chosen, [2 * block + 1, 3 * block - 1, 2 * block], 6)
         table = case.array("block_table").copy()
@@ -190,14 +184,14 @@ def test_shared_blocks(examination: Examination) -> None:
 
 def test_empty_contexts(examination: Examination) -> None:
     """An empty context gives zeros, and not a word of NaN, beside others and alone."""
-    for chosen in _variants(examination, "mask", "capped"):
+    for chosen in examination.combinations("mask", "capped"):
         for contexts in ([0], [0, 9, 0], [9, 0]):
             examination.once(_enclosed, _case(examination, chosen, contexts, 7))
 
 
 def test_a_slot_that_has_it_all(examination: Examination) -> None:
     """One slot's key fits the query and no other does: wherever in a long context it lies, its value comes out."""
-    for chosen in _variants(examination, "cache_format", "grouped"):
+    for chosen in examination.combinations("cache_format", "grouped"):
         length = 2 * chosen["block_size"] + 3
         if chosen["mask"] == "window":
             length = min(length, chosen["window"])
@@ -224,7 +218,7 @@ def test_a_slot_that_has_it_all(examination: Examination) -> None:
 
 def test_each_head_has_its_own(examination: Examination) -> None:
     """Values that are one number a head: each head of the query gives that of its own head of the cache."""
-    for chosen in _variants(examination, "grouped", "cache_format"):
+    for chosen in examination.combinations("grouped", "cache_format"):
         for heads in (2, 4, 6):
             case = _case(examination, chosen, [7, 18], 9, H=heads)
             values = case.array("value_cache")
@@ -235,7 +229,7 @@ def test_each_head_has_its_own(examination: Examination) -> None:
 
 def test_many_heads_of_one(examination: Examination) -> None:
     """Many heads of the query on few of the cache: eight, six and three on one, and on two."""
-    for chosen in _variants(examination, "grouped", "cache_format"):
+    for chosen in examination.combinations("grouped", "cache_format"):
         if not chosen["grouped"]:
             examination.once(_enclosed, _case(examination, chosen, [7, 18], 10, H=8))
             continue
@@ -264,8 +258,8 @@ def test_probabilities_sum_to_one(examination: Examination) -> None:
             at = tuple(int(i) for i in np.argwhere(wrong)[0])
             raise Violation(f"y[{at[0]}, {at[1]}, {at[2]}] sums to {sums[at]!r}, must be 1 to within {room}", case)
 
-    of_formats = _variants(examination, "cache_format", "input_format")
-    for chosen in (*of_formats, *_variants(examination, "mask", "capped")):
+    of_formats = examination.combinations("cache_format", "input_format")
+    for chosen in (*of_formats, *examination.combinations("mask", "capped")):
         case = _case(examination, chosen, [8, 17, 1], 11, 2.0, E=17)
         values = case.array("value_cache")
         ones = np.zeros((*values.shape[:3], 17))
@@ -283,7 +277,7 @@ def test_probabilities_sum_to_one(examination: Examination) -> None:
 
 def test_equal_values(examination: Examination) -> None:
     """Where all values of a column agree, they come out, whatever the scores are."""
-    for chosen in _variants(examination, "cache_format", "mask"):
+    for chosen in examination.combinations("cache_format", "mask"):
         case = _case(examination, chosen, [1, 9, 40], 12, 6.0, Q=2)
         column = np.random.default_rng(0).standard_normal(case.array("value_cache").shape[-1])
         same = np.broadcast_to(column, case.array("value_cache").shape)
@@ -293,13 +287,13 @@ def test_equal_values(examination: Examination) -> None:
 def test_large_scores(examination: Examination) -> None:
     """Scores of hundreds and thousands, of either sign: the largest is subtracted before exp, so none overflows."""
     sharpness = np.repeat([30.0, 300.0, 3000.0], 3).reshape(-1, 1, 1, 1)
-    for chosen in _variants(examination, "cache_format", "capped", "mask"):
+    for chosen in examination.combinations("cache_format", "capped", "mask"):
         examination.once(_enclosed, _case(examination, chosen, [1, 12, 33] * 3, 13, sharpness, Q=2))
 
 
 def test_scores_far_below_zero(examination: Examination) -> None:
     """All scores so low that no exp of them is left: only their differences count."""
-    for chosen in _variants(examination, "cache_format", "capped"):
+    for chosen in examination.combinations("cache_format", "capped"):
         case = _case(examination, chosen, [3, 16, 21], 14, 0.0)
         keys = case.array("key_cache")
         slope = np.broadcast_to(np.linspace(1.0, 1.2, keys.shape[1])[:, None, None], keys.shape)
@@ -314,7 +308,7 @@ def test_scores_far_below_zero(examination: Examination) -> None:
 
 def test_ascending_and_descending_scores(examination: Examination) -> None:
     """A new largest score at every slot, and at none after the first: what was added before is rescaled as often."""
-    for chosen in _variants(examination, "cache_format", "grouped"):
+    for chosen in examination.combinations("cache_format", "grouped"):
         length = 4 * chosen["block_size"] + 1
         for turn in (1, -1):
             case = _case(examination, chosen, [length], 15, 0.0, H=2)
@@ -338,7 +332,7 @@ def _caps(implementation: Implementation) -> bool:
 @pytest.mark.applies(to=_caps)
 def test_caps_of_every_size(examination: Examination) -> None:
     """Caps far below the scores, at them, and far above, where they do next to nothing."""
-    for chosen in _variants(examination, "cache_format", "capped"):
+    for chosen in examination.combinations("cache_format", "capped"):
         if chosen["capped"]:
             for cap in (0.25, 1.0, 5.0, 50.0, 1e4):
                 case = _case(examination, chosen, [2, 19], 16, 4.0)
@@ -347,7 +341,7 @@ def test_caps_of_every_size(examination: Examination) -> None:
 
 def test_scales_of_every_size(examination: Examination) -> None:
     """The scale of the scores is the one that is given, whatever the head size; so are those of keys and values."""
-    for chosen in _variants(examination, "cache_format"):
+    for chosen in examination.combinations("cache_format"):
         for scale in (1.0, 0.125, 0.01, 2.0):
             case = _case(examination, chosen, [2, 19], 17, 0.5)
             arrays = {"softmax_scale": np.asarray(scale, np.float32)}
@@ -367,7 +361,7 @@ def _has_granularity(implementation: Implementation) -> bool:
 @pytest.mark.applies(to=_has_granularity)
 def test_each_has_its_own_scale(examination: Examination) -> None:
     """Scales a head, a channel or a token that are far from those beside them: none is taken for another, or lost."""
-    for chosen in _variants(examination, "cache_format", "scale_granularity", "grouped"):
+    for chosen in examination.combinations("cache_format", "scale_granularity", "grouped"):
         if chosen["scale_granularity"] is None:
             continue
         case = _case(examination, chosen, [3, 18, 40], 22, 0.5, H=8)
@@ -387,7 +381,7 @@ def test_what_is_not_finite_stays_in_its_head(examination: Examination) -> None:
 
 def test_a_long_context(examination: Examination) -> None:
     """A context of many blocks, around two thousand slots."""
-    for chosen in _variants(examination, "cache_format"):
+    for chosen in examination.combinations("cache_format"):
         columns = 2048 // chosen["block_size"]
         lengths = [columns * chosen["block_size"] - 3, 1025]
         examination.once(_enclosed, _case(examination, chosen, lengths, 18, H=2, D=32, E=4))
@@ -406,7 +400,7 @@ def test_heads_that_do_not_divide(examination: Examination) -> None:
             heads, shared = trial.case.array("query").shape[2], trial.case.array("key_cache").shape[2]
             raise Violation(f"accepted {heads} heads on {shared} of the cache: must raise", trial.case)
 
-    for chosen in _variants(examination, "grouped"):
+    for chosen in examination.combinations("grouped"):
         if not chosen["grouped"]:
             trial_case = _case(examination, chosen, [7, 18], 19, H=4)
             short = {name: trial_case.array(name)[:, :, :3] for name in ("key_cache", "value_cache")}
@@ -436,7 +430,7 @@ def test_a_block_that_the_cache_has_not(examination: Examination) -> None:
                     f"y[{place}] is not finite: must raise, or read no block that the cache has not", trial.case
                 )
 
-    for chosen in _variants(examination, "cache_format"):
+    for chosen in examination.combinations("cache_format"):
         for beyond in (0, 3, 2**31 - 1 - 40, -41, -42):
             case = _case(examination, chosen, [7, 20], 20, H=2, D=4, E=4, C=40)
             table = case.array("block_table").copy()
@@ -451,7 +445,7 @@ def test_a_context_beyond_the_table(examination: Examination) -> None:
         trial.call(lenient=True)
         trial.examination.tally.count(trial.case, 1, 0.0, True)
 
-    for chosen in _variants(examination, "cache_format"):
+    for chosen in examination.combinations("cache_format"):
         for length in (3 * chosen["block_size"] + 1, 2**20, -1, -(2**31)):
             case = _case(examination, chosen, [7, 20], 21, B=3)
             lengths = np.array([7, length], np.int32)

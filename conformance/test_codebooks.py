@@ -22,13 +22,6 @@ def _enclosed(trial: Trial) -> None:
     trial.enclosed(trial.call().results[0])
 
 
-def _variants(examination: Examination, *varied: str) -> list[dict[str, Any]]:
-    """Return every supported combination of some parameters, the rest at its first supported value."""
-    implementation = examination.implementation
-    supports = {n: v if n in varied else v[:1] for n, v in implementation.supports.items()}
-    return list(implementation.operation.combinations(supports, tuple(supports)))
-
-
 def _once(examination: Examination, chosen: dict[str, Any], arrays: dict[str, Any], check: Any = _enclosed) -> None:
     examination.once(check, Case(examination.implementation.operation, chosen, arrays, {}))
 
@@ -62,7 +55,7 @@ def _rows(
 @pytest.mark.operation("quantize_blockwise")
 def test_every_boundary(examination: Examination) -> None:
     """Every value of the codebook, every middle between two, exact and rounded, and their neighbours get their code."""
-    for chosen in _variants(examination, "codebook", "input_format"):
+    for chosen in examination.combinations("codebook", "input_format"):
         format = chosen["input_format"]
         scales = (1.0, 2.0**-7, 0.3, 1.7, 300.0)
         for absmax in decode(float_codes(np.array(scales), format), float_format(format)):
@@ -90,7 +83,7 @@ def test_round_trip(examination: Examination) -> None:
             x = float(trial.case.array("x")[at])
             raise Violation(f"{x!r} is a value times 0.25 and comes back as {float(again[at])!r}", trial.case, index=at)
 
-    for chosen in _variants(examination, "codebook"):
+    for chosen in examination.combinations("codebook"):
         if chosen["input_format"] == "float32":
             x = _rows(CODEBOOKS[chosen["codebook"]].astype(float), 0.25, chosen["block_size"], "float32", (0,), (1,))
             _once(examination, chosen, {"x": x}, check)
@@ -107,7 +100,7 @@ def _blocks_beside(chosen: dict[str, Any], rows: list[np.ndarray]) -> np.ndarray
 @pytest.mark.operation("quantize_blockwise")
 def test_zero_blocks(examination: Examination) -> None:
     """A block of zeros, of either sign, has absmax 0 and the code that zero_scale says; its neighbours have theirs."""
-    for chosen in _variants(examination, "codebook", "input_format", "block_size"):
+    for chosen in examination.combinations("codebook", "input_format", "block_size"):
         rows = [np.array([0.0]), np.array([-0.0]), np.array([0.0, -0.0, -0.0])]
         _once(examination, chosen, {"x": _blocks_beside(chosen, rows)})
 
@@ -129,7 +122,7 @@ def test_zero_stays_zero(examination: Examination) -> None:
             )
             raise Violation(f"{message}, must be a code of 0", trial.case, index=at)
 
-    for chosen in _variants(examination, "codebook"):
+    for chosen in examination.combinations("codebook"):
         rows = [np.array([1.0, 0.0, -0.0]), np.array([0.0, -7.0, -0.0, 0.0, 0.1])]
         if chosen["input_format"] == "float32" and chosen["block_size"] >= 8:
             _once(examination, chosen, {"x": _blocks_beside(chosen, rows)}, check)
@@ -138,7 +131,7 @@ def test_zero_stays_zero(examination: Examination) -> None:
 @pytest.mark.operation("quantize_blockwise")
 def test_one_number_in_a_block(examination: Examination) -> None:
     """A block with one number is 1 or -1 there and 0 elsewhere, wherever in the block the number is."""
-    for chosen in _variants(examination, "codebook", "block_size"):
+    for chosen in examination.combinations("codebook", "block_size"):
         block = chosen["block_size"]
         places = np.unique(np.concatenate([np.arange(min(block, 40)), block - 1 - np.arange(min(block, 40))]))
         x = np.zeros((places.size, 2, block))
@@ -149,7 +142,7 @@ def test_one_number_in_a_block(examination: Examination) -> None:
 @pytest.mark.operation("quantize_blockwise")
 def test_magnitudes_of_blocks(examination: Examination) -> None:
     """Blocks of every power of two up to the largest number, each beside one of another magnitude."""
-    for chosen in _variants(examination, "codebook", "input_format"):
+    for chosen in examination.combinations("codebook", "input_format"):
         fmt = float_format(chosen["input_format"])
         exponents = np.arange(max(fmt.minimum_exponent, -100), fmt.maximum_exponent)
         pattern = np.resize([1.0, -0.6, 0.3, -0.1, 0.02], chosen["block_size"])
@@ -162,7 +155,7 @@ def test_magnitudes_of_blocks(examination: Examination) -> None:
 @pytest.mark.operation("quantize_blockwise")
 def test_tiny_blocks(examination: Examination) -> None:
     """Blocks of next to nothing, subnormal numbers among them, are divided as zero_scale says."""
-    for chosen in _variants(examination, "codebook"):
+    for chosen in examination.combinations("codebook"):
         if chosen["input_format"] == "float16":
             continue  # its smallest number is far above
         sizes = (2.0**-149, 3 * 2.0**-149, 1e-42, 1e-39, 2.0**-127, 1e-38, 2.0**-126, 1.5e-38, 1e-36, 2.0**-100)
@@ -184,7 +177,7 @@ def test_what_is_not_finite_stays_in_its_block(examination: Examination, bad: fl
             one, other = (np.where(elsewhere[:, ::step], found[name], 0) for found in (clean, spoilt))
             trial.identical({name: one}, {name: other}, f"a block beside one with {bad}")
 
-    for chosen in _variants(examination, "codebook", "input_format"):
+    for chosen in examination.combinations("codebook", "input_format"):
         x = _blocks_beside(chosen, [np.array([0.5, -0.2])] * 3)
         _once(examination, chosen, {"x": x}, check)
 
@@ -198,7 +191,7 @@ def _with_a_bad_element(case: Case, bad: float) -> Case:
 @pytest.mark.operation("quantize_blockwise", "dequantize_blockwise")
 def test_many_blocks_in_a_row(examination: Examination) -> None:
     """Long rows of many blocks, each of another absmax: no neighbour's, and in the last block as in the first."""
-    for chosen in _variants(examination, "codebook", "block_size"):
+    for chosen in examination.combinations("codebook", "block_size"):
         blocks, block = 67, chosen["block_size"]
         absmax = np.exp2(np.random.default_rng(blocks).uniform(-6, 6, (2, blocks))).astype(np.float32)
         table = CODEBOOKS[chosen["codebook"]]
@@ -216,7 +209,7 @@ def test_many_blocks_in_a_row(examination: Examination) -> None:
 @pytest.mark.operation("dequantize_blockwise")
 def test_every_code(examination: Examination) -> None:
     """Every code at every place of two neighbours, beside absmax from the smallest to the largest."""
-    for chosen in _variants(examination, "codebook", "output_format"):
+    for chosen in examination.combinations("codebook", "output_format"):
         table, block = CODEBOOKS[chosen["codebook"]], chosen["block_size"]
         rows = np.stack([np.roll(np.arange(table.size), -turn) for turn in (0, 1, table.size // 2)])
         rows = np.resize(rows, (3, -(-max(rows.size // 3, 2 * block) // block) * block)).astype(np.uint8)
@@ -240,7 +233,7 @@ def test_subnormal_products(examination: Examination) -> None:
 
 def _each_absmax(examination: Examination, scales: list[float]) -> None:
     """Hold the kernel to blocks of every code beside each absmax."""
-    for chosen in _variants(examination, "codebook", "output_format"):
+    for chosen in examination.combinations("codebook", "output_format"):
         table, block = CODEBOOKS[chosen["codebook"]], chosen["block_size"]
         width = -(-table.size // block)  # blocks that hold every code
         codes = np.tile(np.resize(np.arange(table.size), width * block), (1, len(scales)))
@@ -263,7 +256,7 @@ def test_an_absmax_that_is_not_finite_stays_in_its_block(examination: Examinatio
         kept = [np.where(elsewhere, found["y"], np.zeros_like(found["y"])) for found in (clean, spoilt)]
         trial.identical({"y": kept[0]}, {"y": kept[1]}, f"a block beside one with absmax {bad}")
 
-    for chosen in _variants(examination, "codebook", "output_format"):
+    for chosen in examination.combinations("codebook", "output_format"):
         codes = np.resize(np.arange(CODEBOOKS[chosen["codebook"]].size), (3, 3 * chosen["block_size"]))
         absmax = np.array([[1.0, 2, 3], [4, 5, 6], [7, 8, 9]], np.float32)
         _once(examination, chosen, {"codes": codes.astype(np.uint8), "absmax": absmax}, check)
@@ -291,7 +284,7 @@ def test_an_absmax_too_few(examination: Examination) -> None:
 @pytest.mark.operation("double_quantize")
 def test_short_last_blocks(examination: Examination) -> None:
     """A last block of any length, of a single number too, is divided and searched like a whole one."""
-    for chosen in _variants(examination, "block_size"):
+    for chosen in examination.combinations("block_size"):
         block = chosen["block_size"]
         for length in (1, 2, block - 1, block, block + 1, block + 2, 3 * block - 1):
             if length < 1:
@@ -306,7 +299,7 @@ def test_short_last_blocks(examination: Examination) -> None:
 @pytest.mark.operation("double_quantize")
 def test_equal_absmax(examination: Examination) -> None:
     """Where every absmax is the offset, the differences are blocks of zeros: what zero_scale says."""
-    for chosen in _variants(examination, "block_size"):
+    for chosen in examination.combinations("block_size"):
         absmax = np.full(chosen["block_size"] + 3, 2.6, np.float32)
         absmax[: chosen["block_size"]] *= np.float32(1.5)
         for offset in (absmax[0], absmax[-1], np.float32(0)):
@@ -316,7 +309,7 @@ def test_equal_absmax(examination: Examination) -> None:
 @pytest.mark.operation("double_quantize")
 def test_an_offset_far_away(examination: Examination) -> None:
     """An offset below, above and far beyond all absmax is subtracted in float32, whatever sign remains."""
-    for chosen in _variants(examination, "block_size"):
+    for chosen in examination.combinations("block_size"):
         absmax = np.linspace(0.1, 5, 2 * chosen["block_size"] + 5).astype(np.float32)
         for offset in (-2.0, 0.05, 4.99, 7.3, 1e4, 1e9):
             _once(examination, chosen, {"absmax": absmax, "offset": np.asarray(np.float32(offset))})
@@ -325,7 +318,7 @@ def test_an_offset_far_away(examination: Examination) -> None:
 @pytest.mark.operation("double_dequantize")
 def test_every_nested_code(examination: Examination) -> None:
     """All 256 codes beside nested absmax and offsets of many magnitudes; product and sum round as declared."""
-    for chosen in _variants(examination, "block_size"):
+    for chosen in examination.combinations("block_size"):
         block = chosen["block_size"]
         count = -(-(2 * 256 + 7) // block) * block + 3
         codes = np.resize(np.concatenate([np.arange(256), np.arange(256)[::-1]]), count).astype(np.uint8)

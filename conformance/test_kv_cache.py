@@ -29,15 +29,6 @@ def _enclosed(trial: Trial) -> None:
     trial.enclosed(trial.call().results[0])
 
 
-def _variants(examination: Examination, *varied: str) -> list[dict[str, Any]]:
-    """Return every supported combination of some parameters, the rest at its first supported value that fits."""
-    operation, supports = examination.implementation.operation, examination.implementation.supports
-    found: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for chosen in operation.combinations(supports, tuple(supports)):
-        found.setdefault(tuple(chosen[name] for name in varied), chosen)
-    return list(found.values())
-
-
 def _case(
     examination: Examination, chosen: Mapping[str, Any], at: Any, seed: int = 0, family: str = "normal", **sizes: int
 ) -> Case:
@@ -95,7 +86,7 @@ def test_skipped_tokens_leave_every_byte(examination: Examination) -> None:
         trial.enclosed(results)
         _kept(trial, results)
 
-    for chosen in _variants(examination, "cache_format", "block_size"):
+    for chosen in examination.combinations("cache_format", "block_size"):
         block = chosen["block_size"]
         for at in ([-1], [-1, -2, -block, -(2**31), -(2**63)], [3, -1, 0, -6 * block, 2], [-1, 6 * block - 1, -1]):
             if max(at) < 6 * block:
@@ -110,14 +101,14 @@ def test_slots_of_no_token_keep_their_bits(examination: Examination) -> None:
         trial.enclosed(results)
         _kept(trial, results)
 
-    for chosen in _variants(examination, "cache_format", "scale_granularity", "block_size"):
+    for chosen in examination.combinations("cache_format", "scale_granularity", "block_size"):
         for count in (1, 3):
             examination.once(check, _case(examination, chosen, _some_slots(6 * chosen["block_size"], count, count), 2))
 
 
 def test_every_slot(examination: Examination) -> None:
     """As many tokens as slots, in any order: the first and the last of every block hold their own."""
-    for chosen in _variants(examination, "cache_format", "scale_granularity", "block_size"):
+    for chosen in examination.combinations("cache_format", "scale_granularity", "block_size"):
         for blocks in (1, 5):
             slots = blocks * chosen["block_size"]
             examination.once(_enclosed, _case(examination, chosen, _some_slots(slots, 3, slots), 3, C=blocks))
@@ -125,7 +116,7 @@ def test_every_slot(examination: Examination) -> None:
 
 def test_every_head_and_size(examination: Examination) -> None:
     """One head and many, sizes beside vectors and odd ones, keys longer than values and shorter."""
-    for chosen in _variants(examination, "cache_format", "scale_granularity"):
+    for chosen in examination.combinations("cache_format", "scale_granularity"):
         slots = 2 * chosen["block_size"]
         for heads, size, width in ((1, 1, 1), (5, 16, 33), (8, 65, 15), (2, 128, 64), (1, 257, 3)):
             at = _some_slots(slots, heads, min(7, slots))
@@ -144,7 +135,7 @@ def test_a_token_alone(examination: Examination) -> None:
             one, other = ({name: x[block, place] for name, x in found.items()} for found in (whole, alone))
             trial.identical(one, other, f"token {token} among the others and alone, in slot {slot}")
 
-    for chosen in _variants(examination, "cache_format", "scale_granularity"):
+    for chosen in examination.combinations("cache_format", "scale_granularity"):
         examination.once(check, _case(examination, chosen, _some_slots(6 * chosen["block_size"], 5, 4), 5))
 
 
@@ -158,7 +149,7 @@ def test_order_of_tokens(examination: Examination) -> None:
         for order in (np.arange(count)[::-1], np.random.default_rng(0).permutation(count)):
             trial.identical(one, trial.call(_tokens(trial.case, order)).results[0], "the same tokens in another order")
 
-    for chosen in _variants(examination, "cache_format", "scale_granularity"):
+    for chosen in examination.combinations("cache_format", "scale_granularity"):
         at = [*_some_slots(6 * chosen["block_size"], 6, 5), -1]
         examination.once(check, _case(examination, chosen, at, 6))
 
@@ -176,7 +167,7 @@ def test_a_prompt_and_the_tokens_after_it(examination: Examination) -> None:
             step = _with(step, **{name: part[f"new_{name}"] for name in _CACHES})
         trial.identical(whole, part, "a sequence written at once and step by step")
 
-    for chosen in _variants(examination, "cache_format", "block_size"):
+    for chosen in examination.combinations("cache_format", "block_size"):
         block = chosen["block_size"]
         examination.once(check, _case(examination, chosen, block - 1 + np.arange(min(2 * block, 12) + 2), 7))
 
@@ -201,7 +192,7 @@ def _edges(format: str) -> np.ndarray:
 @pytest.mark.applies(to=_quantizes)
 def test_every_tie_and_boundary(examination: Examination) -> None:
     """Numbers at which the code changes, and their neighbours, under scales that divide them exactly and others."""
-    for chosen in _variants(examination, "cache_format", "scale_granularity", "input_format"):
+    for chosen in examination.combinations("cache_format", "scale_granularity", "input_format"):
         if chosen["cache_format"] not in QUANTIZED:
             continue
         edges = _edges(chosen["cache_format"])
@@ -224,7 +215,7 @@ def test_special_values(examination: Examination) -> None:
 @pytest.mark.applies(to=_quantizes)
 def test_each_has_its_own_scale(examination: Examination) -> None:
     """Scales of keys, values, heads, channels and tokens far from those beside them: none is taken for another."""
-    for chosen in _variants(examination, "cache_format", "scale_granularity", "block_size"):
+    for chosen in examination.combinations("cache_format", "scale_granularity", "block_size"):
         if chosen["scale_granularity"] is None:
             continue
         at = _some_slots(6 * chosen["block_size"], 9, 6)
@@ -289,7 +280,7 @@ def test_attention_reads_what_was_written(examination: Examination) -> None:
             pair = f"{through_the_table[at]!r}, must be {in_order.exact[at]!r}"
             raise Violation(f"attention to the written cache, y{list(at)}, is {pair}", case)
 
-    for chosen in _variants(examination, "cache_format", "scale_granularity"):
+    for chosen in examination.combinations("cache_format", "scale_granularity"):
         block = chosen["block_size"]
         lengths = np.array([2 * block + 1, 1, block])
         rng = np.random.default_rng(10)
@@ -314,7 +305,7 @@ def test_a_slot_that_the_cache_has_not(examination: Examination) -> None:
         if reply.results and not reply.raised:
             _kept(trial, reply.results[0])
 
-    for chosen in _variants(examination, "cache_format"):
+    for chosen in examination.combinations("cache_format"):
         block = chosen["block_size"]
         for beyond in (0, 1, block, 7 * block, 2**31, 2**40):
             examination.once(check, _case(examination, chosen, [1, 6 * block + beyond], 11))

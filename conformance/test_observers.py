@@ -22,13 +22,6 @@ def _enclosed(trial: Trial) -> None:
     trial.enclosed(trial.call().results[0])
 
 
-def _variants(examination: Examination, *varied: str) -> list[dict[str, Any]]:
-    """Return every supported combination of some parameters, the rest at its first supported value."""
-    implementation = examination.implementation
-    supports = {n: v if n in varied else v[:1] for n, v in implementation.supports.items()}
-    return list(implementation.operation.combinations(supports, tuple(supports)))
-
-
 def _once(examination: Examination, chosen: dict[str, Any], arrays: dict[str, Any], check: Any = _enclosed) -> None:
     scalars = {name: None if v is None else np.asarray(v, np.float32) for name, v in arrays.items()}
     if "counts" in arrays:
@@ -46,7 +39,7 @@ _RANGES = ((-1.0, 1.0), (0.0, 8.0), (-4.0, 0.0), (0.0, 3.0), (-0.7, 1.9), (1000.
 @pytest.mark.operation("histogram")
 def test_every_edge_of_a_bin(examination: Examination) -> None:
     """What lies on an edge is in the bin above it, at the end of the range in the last one; neighbours beside them."""
-    for chosen in _variants(examination, "bins"):
+    for chosen in examination.combinations("bins"):
         for low, high in _RANGES:
             edges = low + np.arange(chosen["bins"] + 1) * ((high - low) / chosen["bins"])
             x = np.concatenate([neighbours(edges, _FLOAT32, np.full(edges.shape, s)) for s in (-2, -1, 0, 1, 2)])
@@ -58,7 +51,7 @@ def test_outside_the_range(examination: Examination) -> None:
     """What lies below or above the range is in no bin, however far; zeros of both signs are alike."""
     most = float(np.finfo(np.float32).max)
     x = [-most, -9.0, -1.0001, -1.0, -0.0, 0.0, 1e-45, -1e-45, 0.5, 1.0, 1.0001, 2.0**31, 2.0**40, most, 0.25, -0.25]
-    for chosen in _variants(examination, "bins"):
+    for chosen in examination.combinations("bins"):
         _once(examination, chosen, {"x": np.array(x * 3), "low": -1.0, "high": 1.0})
         _once(examination, chosen, {"x": np.full(5, 3.0), "low": -1.0, "high": 1.0})
 
@@ -83,7 +76,7 @@ def test_every_sample_counts_once(examination: Examination) -> None:
 @pytest.mark.operation("histogram")
 def test_many_in_one_bin(examination: Examination) -> None:
     """A bin counts beyond what 8 and 16 bits hold, and beyond what float16 does."""
-    for chosen in _variants(examination):
+    for chosen in examination.combinations():
         x = np.concatenate([np.full(70001, 0.5), np.full(300, -0.5), np.full(2049, 1.0)])
         _once(examination, chosen, {"x": x, "low": -1.0, "high": 1.0})
 
@@ -95,7 +88,7 @@ def test_many_in_one_bin(examination: Examination) -> None:
 def test_every_width(examination: Examination) -> None:
     """Whole, half and nearly whole numbers of bins more, at one end or both; none; twice and many times the range."""
     counts = np.arange(1, 17)
-    for chosen in _variants(examination, "histogram", "growth"):
+    for chosen in examination.combinations("histogram", "growth"):
         values, whole = chosen["histogram"] == "values", chosen["growth"] == "same_width"
         for more in (0.0, 0.5, 1.0, 1.5, 2.0, 2.0 - 2.0**-10, 2.0 + 2.0**-10, 7.0, 8.0, 16.0, 48.0, 500.0 * whole):
             for below in (0.0, more) if values else (0.0,):
@@ -169,7 +162,7 @@ def test_order_in_a_batch(examination: Examination) -> None:
 def test_every_rank(examination: Examination) -> None:
     """Every sample of up to 33 is reached by some percentile, and so is what lies between two of them."""
     rng = np.random.default_rng(2)
-    for chosen in _variants(examination, "histogram"):
+    for chosen in examination.combinations("histogram"):
         for n in (1, 2, 3, 4, 5, 8, 9, 16, 17, 33):
             x = rng.permutation(np.arange(n) * 3 - 16.0)
             for part in (0.125, 1.0, 12.5, 25, 37.5, 50, 62.5, 75, 87.5, 93.75, 99.0, 99.999, 100):
@@ -183,7 +176,7 @@ def test_outliers_and_equal_samples(examination: Examination) -> None:
     bulk = rng.standard_normal(2000)
     kinds = [np.r_[bulk, 1e6], np.r_[-1e6, bulk], np.full(100, 0.3), np.full(7, -2.5), np.repeat([1.0, 2.0], 50)]
     kinds += [np.r_[0.0, -0.0, 0.0], bulk * 1e-38, bulk * 1e37, np.abs(bulk), -np.abs(bulk)]
-    for chosen in _variants(examination, "histogram"):
+    for chosen in examination.combinations("histogram"):
         for x in kinds:
             for percentile in (99.99, 99.9, 99.0, 50.0, 100.0):
                 _once(examination, chosen, {"x": x, "percentile": percentile})
@@ -230,7 +223,7 @@ def test_every_cut_of_a_histogram(examination: Examination) -> None:
         [2, 2],
     ]
     shapes += [np.resize([1, 0], 32), np.r_[np.zeros(15), 1], np.r_[64, np.zeros(31)], np.full(64, 2)]
-    for chosen in _variants(examination, "histogram"):
+    for chosen in examination.combinations("histogram"):
         for counts in shapes:
             for part in (100, 99.999, 93.75, 87.5, 75, 62.5, 50, 49.9, 50.1, 25, 12.5, 6.25, 0.001):
                 _once(examination, chosen, {"counts": counts, **_ends(chosen), "percentile": part})
@@ -254,7 +247,7 @@ def _least(chosen: dict[str, Any]) -> int:
 @pytest.mark.operation("mse_range", "entropy_range")
 def test_histograms_of_every_kind(examination: Examination) -> None:
     """Peaks, gaps, tails, one bin, equal bins, an outlier; as many bins as levels, and lengths that are no multiple."""
-    for chosen in _variants(examination, "histogram", "levels", "start"):
+    for chosen in examination.combinations("histogram", "levels", "start"):
         for counts in _shapes(_least(chosen)):
             _once(examination, chosen, {"counts": counts, **_ends(chosen)})
 
@@ -263,7 +256,7 @@ def test_histograms_of_every_kind(examination: Examination) -> None:
 def test_every_number_of_bits(examination: Examination) -> None:
     """Fewer codes choose a narrower range."""
     rng = np.random.default_rng(5)
-    for chosen in _variants(examination, "histogram", "bits"):
+    for chosen in examination.combinations("histogram", "bits"):
         for family in ("decay", "bell", "outlier", "mirrored"):
             for bins in (24, 96, 200):
                 counts = counts_of(rng, max(bins, _least(chosen)), family)
@@ -273,7 +266,7 @@ def test_every_number_of_bits(examination: Examination) -> None:
 @pytest.mark.operation("mse_range", "entropy_range")
 def test_equal_candidates(examination: Examination) -> None:
     """Where several candidates are equally good, exactly, the declared one is chosen: the first or the last."""
-    for chosen in _variants(examination, "histogram", "levels", "bits"):
+    for chosen in examination.combinations("histogram", "levels", "bits"):
         bins = max(16, 1 << (2 * _least(chosen) - 1).bit_length())
         for at in (0, 1, bins // 2 - 1, bins // 2, bins // 2 + 1):
             counts = np.zeros(bins, int)
@@ -287,7 +280,7 @@ def test_histograms_of_2048_bins(examination: Examination) -> None:
     """What libraries collect by default: 2048 bins of normal samples with a few outliers; 128 levels, bins from 128."""
     rng = np.random.default_rng(6)
     x = np.r_[rng.standard_normal(20000), 6.0, -7.0, 9.5]
-    for chosen in _variants(examination, "histogram"):
+    for chosen in examination.combinations("histogram"):
         usual = {"levels": 128, "start": 128}
         chosen = {n: usual.get(n, v) if v is not None else None for n, v in chosen.items()}  # noqa: PLW2901
         seen = x if chosen["histogram"] == "values" else np.abs(x)
@@ -325,7 +318,7 @@ def test_scaled_by_powers_of_two(examination: Examination) -> None:
 def test_totals_that_are_powers_of_two(examination: Examination) -> None:
     """Running sums that are exact in any precision: one bin is admissible at any part."""
     rng = np.random.default_rng(7)
-    for chosen in _variants(examination, "histogram"):
+    for chosen in examination.combinations("histogram"):
         for bins in (8, 64, 256):
             for family in COUNTS:
                 counts = powers_in_all(counts_of(rng, bins, family))

@@ -71,8 +71,8 @@ def _multiply_adds(case: Case) -> float:
     return 2.0 * seen * heads * (size + case.array("value_cache").shape[-1])
 
 
-def _of_one_kind(parameters: Parameters) -> bool:
-    """Return whether a cache that is not quantized has the format of the query."""
+def of_one_kind(parameters: Parameters) -> bool:
+    """Return whether a cache that is not quantized has the format of the query, or of the tokens."""
     cache, query = parameters.get("cache_format"), parameters.get("input_format")
     return cache is None or query is None or cache in QUANTIZED or cache == query
 
@@ -135,7 +135,7 @@ attention_paged = register(
         evaluate=_attention_paged,
         independent=lambda p: ("S", "E") if p["grouped"] else ("S", "H", "E"),
         variants=("cache_format", "scale_granularity"),
-        admits=_of_one_kind,
+        admits=of_one_kind,
         work=_multiply_adds,
         derived={"P": lambda sizes, p: p["block_size"]},
         weights=("key_cache", "value_cache"),

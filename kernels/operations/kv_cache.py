@@ -1,6 +1,7 @@
 """Writing keys and values of tokens to a paged cache: write_kv_cache."""
 
 from lowbit_cts.kernels.operation import Argument, Case, Operation, Parameter, Parameters, register
+from lowbit_cts.kernels.operations.attention import of_one_kind
 from lowbit_cts.kernels.semantics import Semantics
 from lowbit_cts.reference import kv_cache
 from lowbit_cts.reference.enclosure import Enclosure
@@ -52,12 +53,6 @@ def _divisions(case: Case) -> float:
     return 2.0 * (case.array("key").size + case.array("value").size)
 
 
-def _of_one_kind(parameters: Parameters) -> bool:
-    """Return whether a cache that is not quantized has the format of the tokens."""
-    cache, tokens = parameters.get("cache_format"), parameters.get("input_format")
-    return cache is None or tokens is None or cache in QUANTIZED or cache == tokens
-
-
 write_kv_cache = register(
     Operation(
         name="write_kv_cache",
@@ -96,7 +91,7 @@ write_kv_cache = register(
         evaluate=_write_kv_cache,
         independent=lambda p: ("G", "D", "E"),
         variants=("cache_format", "scale_granularity"),
-        admits=_of_one_kind,
+        admits=of_one_kind,
         work=_divisions,
         derived={"P": lambda sizes, p: p["block_size"]},
         weights=("new_key_cache", "new_value_cache"),
