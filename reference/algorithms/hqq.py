@@ -33,7 +33,7 @@ class Fitted:
 def shrunk(x: np.ndarray, weight: float, norm: float = NORM) -> np.ndarray:
     """Return sign(x) max(|x| - |x|^(norm - 1) / weight, 0): what of an error a norm below 1 keeps; 0 of 0."""
     size = np.abs(x)
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
         cut = np.where(size > 0, size ** (norm - 1) / weight, 0.0)
     return np.asarray(np.sign(x) * np.maximum(size - cut, 0.0))
 
