@@ -29,6 +29,7 @@ class Profile:
 PROFILES = {
     profile.name: profile
     for profile in (
+        Profile("glance", examples=8, least=1, timeout=5.0),
         Profile("smoke", examples=24, least=2, timeout=5.0),
         Profile("standard", examples=200, least=6, timeout=10.0),
         Profile("exhaustive", examples=1000, least=20, timeout=600.0, exhaustive=True),
