@@ -70,7 +70,8 @@ def hqq(w: np.ndarray, *, bits: int) -> tuple[Fitted, np.ndarray]:
     low, high = w.min(axis=1, keepdims=True), w.max(axis=1, keepdims=True)
     scale = np.where(high > low, (high - low) / largest, 1.0)
     zero, weight = -low / scale, WEIGHT
-    best, errors = Fitted(np.zeros(w.shape), scale, zero), []
+    best = Fitted(np.zeros(w.shape), scale, zero)
+    errors: list[float] = []
     for _ in range(STEPS + 1):
         codes = np.clip(np.rint(w / scale + zero), 0, largest)
         fitted = Fitted(codes, scale, zero)
