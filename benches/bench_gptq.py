@@ -1,5 +1,8 @@
 """GPTQ of a layer, and how long a layer of 4096 by 4096 takes at most."""
 
+from importlib.util import find_spec
+from time import perf_counter
+
 import numpy as np
 import pytest
 
@@ -54,3 +57,30 @@ def bench_a_layer_of_4096(backend, benchmark):
     benchmark.extra_info["relative_output_error"] = float(error)
     assert error < 0.06  # rounding to nearest: 0.09
     assert backend.name != "numpy" or seconds <= MOST
+
+
+def bench_beside_gptqmodel(benchmark):
+    """PyTorch's path and GPTQModel's on the same layer in turns: ours is the faster one."""
+    if not benchmark.enabled:
+        pytest.skip("takes half a minute: not part of a smoke run")
+    if find_spec("gptqmodel") is None:
+        pytest.skip("gptqmodel is not installed")
+    from lowbit_cts.kernels.adapters import gptqmodel
+    from lowbit_cts.kernels.torch import backends
+
+    parameters = {"format": "uint4", "act_order": False, **_GROUPS}
+    workload = cases.build("quantize_gptq", shapes.layer("bert-base/ffn.output"), 2048, parameters=parameters)
+    calls = []
+    for backend in (backends[0], gptqmodel.backend):
+        kernel = next(i for i in backend.implementations if i.operation.name == "quantize_gptq")
+        calls.append(bound_calls(kernel, workload.case, 1)[0])
+    times = np.empty((3, 2))
+    for turn in range(len(times)):
+        for i, call in enumerate(calls):
+            begun = perf_counter()
+            call()
+            times[turn, i] = perf_counter() - begun
+    ours, theirs = np.median(times, axis=0)
+    benchmark.extra_info["times_as_fast"] = float(theirs / ours)
+    benchmark.pedantic(calls[0], rounds=1)
+    assert ours < theirs

@@ -13,6 +13,8 @@ ROWS = [
     *(Row("matmul_sparse24", _LAYER, 64, parameters={"format": format}) for format in ("float16", "bfloat16")),
     *(Row("matmul_sparse24", _LAYER, batch, parameters={"format": "int8"}) for batch in (1, 64, 1024)),
     *(Row("linear_lora", _LAYER, batch, parameters={"input_format": "bfloat16"}) for batch in (1, 64)),
+    *(Row("linear_qlora", _LAYER, batch, parameters={"input_format": "bfloat16"}) for batch in (1, 64)),
+    Row("merge_lora", _LAYER, 1, parameters={"input_format": "bfloat16"}),
     Row("linear_low_rank", _LAYER, 64, parameters={"input_format": "bfloat16"}),
     *(Row("matmul_llm_int8", _LAYER, batch, fill="outliers") for batch in (1, 16, 64, 256, 1024, 4096)),
 ]

@@ -77,7 +77,7 @@ class Semantics:
     slack : float
         Absolute error by design of a number whose code is looked up in a table over a grid: half a step of the grid.
     function_ulps : float
-        The largest error of exp and tanh in units of the last place of float32, > 0.
+        The largest error of exp, tanh and powers in units of the last place of float32, > 0.
     normaliser_epsilon : float
         What is added to the sum that probabilities are divided by, so that it is not zero: 1e-6 in vLLM's
         PagedAttention kernels.

@@ -1,4 +1,4 @@
-"""Linear layers in factors: low rank, and LoRA beside a dense layer or merged into it.
+"""Linear layers in factors: low rank, and LoRA beside a dense layer or merged into it, and the merging itself.
 
 References
 ----------
@@ -38,10 +38,74 @@ def _together(one: Sums, other: Sums) -> Sums:
     )  # fmt: skip
 
 
+def _delta(
+    first: np.ndarray,
+    second: np.ndarray,
+    scaling: float,
+    accumulator: Accumulator,
+    fmt: FloatFormat,
+    precision: WeightPrecision,
+) -> Sums:
+    """Return scaling first second; with ``ACTIVATIONS`` rounded to the format, the product and what it is scaled to."""
+    product = inner_products(exactly(first), exactly(second * scaling))
+    return _rounded_sums(product, accumulator, fmt, 2) if precision is WeightPrecision.ACTIVATIONS else product
+
+
+def _check(scaling: float, down: tuple[int, int], up: tuple[int, int], x: int, n: int | None) -> None:
+    """Raise a ValueError unless factors (K, R) and (R, N) chain with K columns of x and N of the dense weights."""
+    if x != down[0]:
+        raise ValueError(f"down: has {down[0]} rows, must have as many as x has columns ({x})")
+    if up[0] != down[1] or (n is not None and n != up[1]):
+        raise ValueError(f"up: has shape {up}, must be ({down[1]}, N) with the columns of w")
+    if not np.isfinite(scaling):
+        raise ValueError("scaling: must be finite")
+
+
+@takes_choices
+def merge_enclosure(
+    w: np.ndarray,
+    down: np.ndarray,
+    up: np.ndarray,
+    scaling: float,
+    *,
+    format: str,
+    float_accumulator: Accumulator = Accumulator.FLOAT32,
+    weight_precision: WeightPrecision = WeightPrecision.FLOAT32,
+) -> Enclosure:
+    """Return the admissible weights w + scaling up down of a layer with its adapter merged.
+
+    Parameters
+    ----------
+    w : ndarray of float64, shape (N, K)
+    down, up : ndarray of float64, shapes (R, K) and (N, R)
+        LoRA's A and B.
+    scaling : float
+    format : {"float32", "float16", "bfloat16"}
+        Of the weights, the factors and the result.
+    float_accumulator : Accumulator
+    weight_precision : {FLOAT32, ACTIVATIONS}
+        In which the scaled product is kept before it is added; ``ACTIVATIONS`` is the format.
+
+    Returns
+    -------
+    Enclosure, shape (N, K)
+        Of factors whose product is zero, or of rank 0, the weights themselves.
+
+    Raises
+    ------
+    ValueError
+        Shapes that do not chain; a scaling that is not finite.
+    """
+    _check(scaling, down.shape[::-1], up.shape[::-1], w.shape[1], w.shape[0])
+    output = float_format(format)
+    delta = _delta(up, down, scaling, float_accumulator, output, weight_precision)
+    return enclosed(delta.plus(w), float_accumulator, output, _STEPS)
+
+
 @takes_choices
 def low_rank_enclosure(
     x: np.ndarray,
-    w: np.ndarray | None,
+    w: np.ndarray | Operand | None,
     down: np.ndarray,
     up: np.ndarray,
     scaling: float,
@@ -51,14 +115,15 @@ def low_rank_enclosure(
     float_accumulator: Accumulator = Accumulator.FLOAT32,
     weight_precision: WeightPrecision = WeightPrecision.FLOAT32,
     lora_form: LoraForm = LoraForm.SEPARATE,
+    groups: int = 0,
 ) -> Enclosure:
     """Return the admissible results of x w + scaling (x down) up + bias.
 
     Parameters
     ----------
     x : ndarray of float64, shape (M, K)
-    w : ndarray of float64, shape (K, N), or None
-        None is a layer of low rank without a dense one.
+    w : ndarray of float64 or Operand, shape (K, N), or None
+        Dense weights, or quantized ones with what a kernel may make of them; None is a layer of low rank alone.
     down, up : ndarray of float64, shapes (K, R) and (R, N)
     scaling : float
         alpha / r of LoRA.
@@ -67,9 +132,12 @@ def low_rank_enclosure(
         Of the operands and of the output.
     float_accumulator : Accumulator
     weight_precision : {FLOAT32, ACTIVATIONS}
-        In which x down, and with ``ACTIVATIONS`` both paths before they are added, are kept.
+        In which x down, and with ``ACTIVATIONS`` both paths before they are added, are kept; of a merged adapter
+        scaling down up, before it is added to the weights.
     lora_form : LoraForm
         With ``MERGED`` x is multiplied by w + scaling down up, rounded to the format.
+    groups : int
+        Parts of a sum that a kernel may scale apart.
 
     Returns
     -------
@@ -78,33 +146,30 @@ def low_rank_enclosure(
     Raises
     ------
     ValueError
-        Shapes that do not chain; a scaling that is not finite.
+        Shapes that do not chain; a scaling that is not finite; quantized weights that an adapter is merged into.
     """
-    k, r = down.shape
-    if x.shape[1] != k or (w is not None and w.shape[0] != k):
-        raise ValueError(f"down: has {k} rows, must have as many as x has columns ({x.shape[1]})")
-    if up.shape[0] != r or (w is not None and w.shape[1] != up.shape[1]):
-        raise ValueError(f"up: has shape {up.shape}, must be ({r}, N) with the columns of w")
-    if not np.isfinite(scaling):
-        raise ValueError("scaling: must be finite")
+    dense = w if isinstance(w, Operand) or w is None else exactly(w)
+    _check(scaling, down.shape, up.shape, x.shape[1], None if dense is None else dense.values.shape[1])
+    if dense is not None and dense.values.shape[0] != down.shape[0]:
+        raise ValueError(f"w: has {dense.values.shape[0]} rows, must have as many as x has columns ({down.shape[0]})")
     output = float_format(format)
     kept = output if weight_precision is WeightPrecision.ACTIVATIONS else _FLOAT32
     if lora_form is LoraForm.MERGED:
-        product = inner_products(exactly(down), exactly(up * scaling))
-        if w is not None:
-            product = product.plus(w)
+        if isinstance(w, Operand):
+            raise ValueError("lora_form: merged is not admissible with quantized weights; admissible: separate")
+        product = _delta(down, up, scaling, float_accumulator, output, weight_precision).plus(w)
         merged = rounded(_summed(product, float_accumulator, _FLOAT32), output, 1)
         return enclosed(inner_products(exactly(x), merged).plus(bias), float_accumulator, output, _STEPS)
     hidden = _summed(inner_products(exactly(x), exactly(down)), float_accumulator, kept)
     low = inner_products(hidden, exactly(up * scaling))
     if weight_precision is WeightPrecision.ACTIVATIONS:
         low = _rounded_sums(low, float_accumulator, output, 2)
-    if w is None:
+    if dense is None:
         return enclosed(low.plus(bias), float_accumulator, output, _STEPS)
-    dense = inner_products(exactly(x), exactly(w)).plus(bias)
+    sums = inner_products(exactly(x), dense).plus(bias)
     if weight_precision is WeightPrecision.ACTIVATIONS:
-        dense = _rounded_sums(dense, float_accumulator, output, 1)
-    return enclosed(_together(dense, low), float_accumulator, output, _STEPS)
+        sums = _rounded_sums(sums, float_accumulator, output, 1)
+    return enclosed(_together(sums, low), float_accumulator, output, _STEPS + groups)
 
 
 def _rounded_sums(sums: Sums, accumulator: Accumulator, fmt: FloatFormat, roundings: int) -> Sums:

@@ -320,6 +320,70 @@ class ModelAccuracy(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AlgorithmAccuracy(Record):
+    """What an algorithm makes of a trained model at one bit width. Each ``_se`` is the standard error of its figure.
+
+    Attributes
+    ----------
+    device : str
+        Slug.
+    model, algorithm, backend : str
+        E.g. ``byte-llama``, ``GPTQ``, ``numpy``; the backend is a library's name where that quantized by itself.
+    bits : int
+        Of a weight's code.
+    group_size : int or None
+        Columns that share a scale; None: all.
+    bits_per_weight : float or None
+        Scales and zero points included, bits.
+    size_bytes : int or None
+        Of the quantized layers, bytes.
+    training_bytes : int or None
+        Of adapters trained on top: they, their gradients and the optimizer's states, and the quantized layers.
+    seeds : int
+        Calibrations that the figures are means over.
+    seconds : float or None
+        To fit all layers, calibration samples given, s.
+    output_error : float or None
+        Squared error of the layers' outputs for held-out inputs, over the squared outputs; the mean over layers.
+    proxy_loss : float or None
+        tr(D H D^T) / tr(W H W^T) with D the weights' error and H of the calibration; the mean over layers.
+    perplexity : float
+        The exponential of the cross entropy of held-out data.
+    divergence : float
+        Kullback-Leibler divergence from the float32 model's answers, nats an answer.
+    divergence_over_rtn : float or None
+        That less the divergence of round to nearest at as many bits, sample by sample, nats.
+    accuracy : float or None
+        Share of right answers, 0 to 1.
+    """
+
+    kind = "algorithm"
+
+    device: str
+    model: str
+    algorithm: str
+    backend: str
+    bits: int
+    group_size: int | None = None
+    bits_per_weight: float | None = None
+    size_bytes: int | None = None
+    training_bytes: int | None = None
+    seeds: int = 1
+    seconds: float | None = None
+    output_error: float | None = None
+    output_error_se: float | None = None
+    proxy_loss: float | None = None
+    perplexity: float
+    perplexity_se: float
+    divergence: float
+    divergence_se: float
+    divergence_over_rtn: float | None = None
+    divergence_over_rtn_se: float | None = None
+    accuracy: float | None = None
+    accuracy_se: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class FormatAccuracy(Record):
     """What a number format keeps of numbers of several kinds, by the reference.
 
@@ -425,9 +489,10 @@ class Tightness(Record):
     largest: float
 
 
-KINDS: dict[str, type[Record]] = {
-    cls.kind: cls for cls in (Run, Verdict, Measurement, Ceiling, ModelAccuracy, FormatAccuracy, Fingerprint, Tightness)
-}
+_RECORDS: tuple[type[Record], ...] = (
+    Run, Verdict, Measurement, Ceiling, ModelAccuracy, AlgorithmAccuracy, FormatAccuracy, Fingerprint, Tightness,
+)  # fmt: skip
+KINDS = {cls.kind: cls for cls in _RECORDS}
 
 
 @dataclass(frozen=True)

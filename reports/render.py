@@ -27,6 +27,7 @@ TABLES: dict[str, Callable[[Iterable[Record]], Table]] = {
     "ceilings": tables.ceilings,
     "accuracy_versus_speed": tables.accuracy_versus_speed,
     "formats": tables.number_formats,
+    "algorithms": tables.algorithms,
     "models": tables.model_accuracy,
     "layer_errors": tables.layer_errors,
     "tightness": arithmetic.tightness,

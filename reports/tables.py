@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from lowbit_cts.reports.evidence import (
+    AlgorithmAccuracy,
     Ceiling,
     FormatAccuracy,
     Measurement,
@@ -452,6 +453,60 @@ def model_accuracy(records: Iterable[Record]) -> Table:
         tuple(map(row, models)),
         "The intervals are Wilson's.",
     )
+
+
+def algorithms(records: Iterable[Record]) -> Table:
+    """Return one row per algorithm, bit width and backend: what it makes of a trained model.
+
+    Parameters
+    ----------
+    records : iterable of Record
+        Those of kind ``algorithm``.
+
+    Returns
+    -------
+    Table
+        By model and bits, within these the smallest divergence first.
+    """
+    found = sorted(
+        only(AlgorithmAccuracy, records), key=lambda a: (a.device, a.model, -a.bits, a.divergence, a.algorithm)
+    )
+    rows = tuple(
+        (
+            *(a.device, a.model, str(a.bits), a.algorithm, a.backend, number(a.bits_per_weight, 3)),
+            number(a.size_bytes, unit=1000),
+            number(a.training_bytes, unit=1000),
+            _with_error(a.perplexity, a.perplexity_se),
+            _with_error(a.divergence, a.divergence_se),
+            _with_error(a.divergence_over_rtn, a.divergence_over_rtn_se),
+            _with_error(a.output_error, a.output_error_se),
+            number(a.proxy_loss, 3),
+            _with_error(a.accuracy, a.accuracy_se, unit=0.01),
+            number(a.seconds, 3),
+            str(a.seeds),
+        )
+        for a in found
+    )
+    return Table(
+        "Which algorithm when",
+        (
+            *("device", "model", "bits", "algorithm", "backend", "bpw", "kB", "training kB"),
+            *("perplexity", "KL nats"),
+            *("KL less that of RTN", "output error", "proxy loss", "accuracy %", "seconds", "calibrations"),
+        ),
+        rows,
+        "±: standard error over held-out samples and calibrations; of the output error over calibrations. Perplexity "
+        "is of a byte, of an image for digits. Output error and proxy loss are shares of the squared output.",
+        ("proxy loss", "training kB", "calibrations", "seconds"),
+    )
+
+
+def _with_error(value: float | None, error: float | None, unit: float = 1.0) -> str:
+    """Return a figure with its standard error, to the digits that the error leaves."""
+    if value is None or error is None or not (error > 0 and math.isfinite(value / error)):
+        return number(value, 4, unit)
+    digits = max(1 - math.floor(math.log10(error / unit)), 0)
+    return f"{value / unit:.{digits}f} ± {error / unit:.{digits}f}"
 
 
 def number_formats(records: Iterable[Record]) -> Table:

@@ -7,7 +7,7 @@ from lowbit_cts.benches.accuracy import mismatches, relative_frobenius, sqnr_db
 from lowbit_cts.benches.workloads import cases, fills, shapes
 from lowbit_cts.benches.workloads.builders import building
 from lowbit_cts.benches.workloads.builders.building import codes_of
-from lowbit_cts.benches.workloads.lenet import kernel
+from lowbit_cts.benches.workloads.calls import kernel
 from lowbit_cts.kernels import OPERATIONS, Semantics
 from lowbit_cts.kernels.numpy import backend
 
@@ -120,8 +120,13 @@ EVERY = [
     ("lsq_initial_scale", {"granularity": "axis", "axis": 0}),
     ("choose_qparams_affine", {}),
     ("choose_qparams_affine", {"granularity": "group", "input_format": "float16"}),
+    ("smooth_weights", {"alpha": 0.75}),
+    ("awq_scales", {"candidates": "both"}),
+    ("awq_clipping", {"format": "uint3", "granularity": "channel"}),
     ("quantize_gptq", {}),
     ("quantize_gptq", {"granularity": "channel", "act_order": True, "format": "uint8"}),
+    ("quantize_hqq", {}),
+    ("quantize_hqq", {"granularity": "channel", "format": "uint8"}),
     ("cast_float", {}),
     ("cast_float", {"source": "float8_e5m2"}),
     ("cast_float", {"source": "float8_e4m3fn", "target": "bfloat16"}),
@@ -200,6 +205,8 @@ EVERY = [
     ("matmul_sparse24", {"format": "int8"}),
     ("linear_low_rank", {"has_bias": True}),
     ("linear_lora", {"input_format": "bfloat16"}),
+    ("linear_qlora", {"input_format": "bfloat16", "has_bias": True}),
+    ("merge_lora", {}),
     ("matmul_llm_int8", {}),
     ("matvec_gguf", {"type": "Q8_0"}),
 ]

@@ -56,10 +56,11 @@ def test_the_exact_regime_leaves_no_room(implementation):
     # Ranges that miss a whole number of steps, and 16-bit inputs that are rounded, stay: few. LLM.int8()'s scale of
     # 1 / 127**2 always rounds, which now and then is seen in 16 bits.
     # Searches for the best of several ends compare rounded errors, of which two may be as good as alike.
+    # Powers but square roots round, and so do all of AWQ's scales that are made of weights, too.
     # LSQ's first scale has a root in it that always rounds, but for int2.
     allowed = {
         "choose_qparams_affine": 0.35, "matmul_llm_int8": 0.1, "lsq_initial_scale": 1.0,
-        "mse_range": 0.05, "entropy_range": 0.05,
+        "mse_range": 0.05, "entropy_range": 0.05, "smooth_weights": 0.3, "awq_scales": 0.9, "awq_clipping": 0.6,
     }.get(implementation.operation.name, 0.0)  # fmt: skip
     assert wide <= allowed * total
 

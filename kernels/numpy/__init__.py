@@ -6,6 +6,7 @@ from lowbit_cts.kernels import Backend
 from lowbit_cts.kernels.numpy import (
     affine,
     attention,
+    awq,
     binary,
     block_formats,
     casts,
@@ -13,6 +14,7 @@ from lowbit_cts.kernels.numpy import (
     convolution,
     gguf,
     gptq,
+    hqq,
     kv_cache,
     linear,
     observers,
@@ -20,7 +22,9 @@ from lowbit_cts.kernels.numpy import (
     packing,
     products,
     qat,
+    qlora,
     requantization,
+    smoothing,
     sparse24,
     structured,
     vector,
@@ -29,6 +33,7 @@ from lowbit_cts.kernels.numpy import (
 backend = Backend("numpy", version=np.__version__, arrays="numpy")
 for family in (
     affine, products, vector, casts, packing, sparse24, requantization, block_formats, codebooks, binary, gguf,
-    linear, structured, onnx_operators, convolution, attention, kv_cache, gptq, qat, observers,
+    linear, structured, onnx_operators, convolution, attention, kv_cache, gptq, hqq, qlora, qat, observers, smoothing,
+    awq,
 ):  # fmt: skip
     family.register(backend)

@@ -93,7 +93,7 @@ quantize_gptq = register(
                 "group begins", assumed=(False,), needed=lambda p: p["granularity"] == "group",
             ),
             "act_order": Parameter(
-                (False, True), "columns by falling diagonal of the Hessian, of equal ones the first first",
+                (False, True), "columns by falling diagonal of the Hessian, equal ones in any order",
                 assumed=(False,),
             ),
             "damping": Parameter((0.01, 0.1), "share of the mean of the diagonal that is added to it",

@@ -12,6 +12,7 @@ from lowbit_cts.kernels import Backend, Division, Semantics
 from lowbit_cts.kernels.torch import (
     affine,
     attention,
+    awq,
     binary,
     block_formats,
     casts,
@@ -19,6 +20,7 @@ from lowbit_cts.kernels.torch import (
     convolution,
     gguf,
     gptq,
+    hqq,
     kv_cache,
     linear,
     linear_native,
@@ -27,7 +29,9 @@ from lowbit_cts.kernels.torch import (
     packing,
     products,
     qat,
+    qlora,
     requantization,
+    smoothing,
     sparse24,
     structured,
     vector,
@@ -42,7 +46,7 @@ with warnings.catch_warnings():  # quantized tensors are deprecated, which torch
 #: Families of kernels composed of plain operators.
 _COMPOSED = (
     packing, sparse24, requantization, block_formats, codebooks, binary, gguf, linear, structured,
-    onnx_operators, convolution, kv_cache, qat,
+    onnx_operators, convolution, kv_cache, qat, qlora, smoothing,
 )  # fmt: skip
 
 
@@ -60,6 +64,8 @@ def _eager(name: str, device: str) -> Backend:
     observers.register_composed(backend)
     qat.register_native(backend)
     gptq.register(backend)
+    awq.register(backend)
+    hqq.register(backend)
     attention.register_native(backend)
     attention.register_composed(backend, eager, Semantics())
     for family in _COMPOSED:

@@ -15,12 +15,14 @@ from enum import StrEnum
 
 import numpy as np
 
-from lowbit_cts.reference.choices import takes_choices
+from lowbit_cts.reference.choices import Rounding, takes_choices
+from lowbit_cts.reference.rounding import round_to_integer
 
 #: Powers that are tried: i / 20, i = 0 ... 19; shares of the range that are: 1 - i / 20, i = 0 ... 9.
 RATIOS = np.arange(20) / 20
 SHARES = 1 - np.arange(10) / 20
-_LEAST_SCALE, _LEAST_RANGE = 1e-4, 1e-5
+#: The least that a scale is before scales are divided by what they have in common, and that the range of a group is.
+LEAST_SCALE, LEAST_RANGE = 1e-4, 1e-5
 
 
 class ScaleCandidates(StrEnum):
@@ -38,8 +40,38 @@ def group_length(columns: int, group_size: int | None) -> int:
     return size
 
 
+def check_layer(x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return calibration samples, (M, K), and weights, (N, K), in float64.
+
+    Raises
+    ------
+    ValueError
+        No samples, samples or weights that are not finite, shapes that do not chain.
+    """
+    x, w = np.asarray(x, np.float64), np.asarray(w, np.float64)
+    if x.ndim != 2 or w.ndim != 2 or x.shape[1] != w.shape[1]:
+        raise ValueError(f"x: has shape {x.shape}, must be samples by the columns of w, {w.shape}")
+    if not len(x):
+        raise ValueError("x: must hold a sample or more")
+    if not (np.all(np.isfinite(x)) and np.all(np.isfinite(w))):
+        raise ValueError("x and w: must be finite")
+    return x, w
+
+
+def check_rows(w: np.ndarray) -> None:
+    """Raise a ValueError unless weights have a row or more, whose output errors can be compared."""
+    if not len(w):
+        raise ValueError("w: must hold a row or more")
+
+
+@takes_choices
 def round_to_nearest(
-    w: np.ndarray, *, bits: int, group_size: int | None = None, bound: np.ndarray | None = None
+    w: np.ndarray,
+    *,
+    bits: int,
+    group_size: int | None = None,
+    bound: np.ndarray | None = None,
+    rounding: Rounding = Rounding.HALF_EVEN,
 ) -> np.ndarray:
     """Return weights rounded to the codes of their groups, (N, K), in float64.
 
@@ -53,6 +85,8 @@ def round_to_nearest(
         all of a row. The range need not hold zero.
     bound : ndarray of float, shape (N, G), or None
         What weights of a group are clipped to, on both sides, first.
+    rounding : Rounding
+        Of codes and zero points.
 
     Raises
     ------
@@ -65,13 +99,13 @@ def round_to_nearest(
     if not np.all(np.isfinite(w)):
         raise ValueError("w: must be finite")
     size, largest = group_length(w.shape[1], group_size), (1 << bits) - 1
-    groups = w.reshape(len(w), -1, size)
+    groups = w.reshape(len(w), w.shape[1] // size, size)
     if bound is not None:
         groups = np.clip(groups, -bound[..., None], bound[..., None])
     low, high = groups.min(axis=-1, keepdims=True), groups.max(axis=-1, keepdims=True)
-    scale = np.maximum(high - low, _LEAST_RANGE) / largest
-    zero = np.clip(-np.rint(low / scale), 0, largest)
-    codes = np.clip(np.rint(groups / scale) + zero, 0, largest)
+    scale = np.maximum(high - low, LEAST_RANGE) / largest
+    zero = np.clip(-round_to_integer(low / scale, rounding), 0, largest)
+    codes = np.clip(round_to_integer(groups / scale, rounding) + zero, 0, largest)
     return np.asarray(((codes - zero) * scale).reshape(w.shape))
 
 
@@ -103,22 +137,17 @@ def candidate_scales(
     Raises
     ------
     ValueError
-        No samples, samples or weights that are not finite, shapes that do not chain.
+        No samples, no rows of weights, samples or weights that are not finite, shapes that do not chain.
     """
-    x, w = np.asarray(x, np.float64), np.asarray(w, np.float64)
-    if x.ndim != 2 or w.ndim != 2 or x.shape[1] != w.shape[1]:
-        raise ValueError(f"x: has shape {x.shape}, must be samples by the columns of w, {w.shape}")
-    if not len(x):
-        raise ValueError("x: must hold a sample or more")
-    if not (np.all(np.isfinite(x)) and np.all(np.isfinite(w))):
-        raise ValueError("x and w: must be finite")
+    x, w = check_layer(x, w)
+    check_rows(w)
     size = np.abs(x).mean(axis=0)
     powers = size[None, :] ** RATIOS[:, None]
     if candidates is ScaleCandidates.BOTH:
         groups = np.abs(w).reshape(len(w), -1, group_length(w.shape[1], group_size))
         share = (groups / (groups.max(axis=-1, keepdims=True) + 1e-6)).reshape(w.shape).mean(axis=0)
         powers = powers / (share[None, :] ** (1 - RATIOS[:, None]) + 1e-4)
-    scales = np.maximum(powers, _LEAST_SCALE)
+    scales = np.maximum(powers, LEAST_SCALE)
     return np.asarray(scales / np.sqrt(scales.max(axis=1) * scales.min(axis=1))[:, None])
 
 
@@ -163,15 +192,20 @@ def search_clipping(
         A share of the group's largest magnitude, the first of the least error.
     share : ndarray of int64, shape (N, G)
         Which of `SHARES`.
+
+    Raises
+    ------
+    ValueError
+        As `check_layer` and `round_to_nearest`.
     """
-    x, w = np.asarray(x, np.float64), np.asarray(w, np.float64)
+    x, w = check_layer(x, w)
     size = group_length(w.shape[1], group_size)
-    largest = np.abs(w).reshape(len(w), -1, size).max(axis=-1)
+    largest = np.abs(w).reshape(len(w), w.shape[1] // size, size).max(axis=-1)
     samples = x.reshape(len(x), -1, size)
     errors = []
     for share in SHARES:
         missed = w - round_to_nearest(w, bits=bits, group_size=group_size, bound=share * largest)
-        parts = np.einsum("tgk,ngk->tng", samples, missed.reshape(len(w), -1, size))
+        parts = np.einsum("tgk,ngk->tng", samples, missed.reshape(len(w), *samples.shape[1:]))
         errors.append(np.mean(parts**2, axis=0))
     best = np.argmin(errors, axis=0)
     return SHARES[best] * largest, best

@@ -95,7 +95,14 @@ class Problem:
     order: np.ndarray
 
 
-def problem(w: np.ndarray, hessian: np.ndarray, *, damping: float, act_order: bool = False) -> Problem:
+def problem(
+    w: np.ndarray,
+    hessian: np.ndarray,
+    *,
+    damping: float,
+    act_order: bool = False,
+    among_equals: np.ndarray | None = None,
+) -> Problem:
     """Return a layer as GPTQ processes it.
 
     Parameters
@@ -109,6 +116,9 @@ def problem(w: np.ndarray, hessian: np.ndarray, *, damping: float, act_order: bo
         At least 0: this share of the mean of the diagonal is added to it.
     act_order : bool
         Whether columns go by falling diagonal.
+    among_equals : ndarray of int, shape (K,), or None
+        Of columns whose diagonals are equal the one with the least goes first, and None is the first column: a sort
+        need not be stable, and dead columns are all equal.
 
     Raises
     ------
@@ -132,7 +142,9 @@ def problem(w: np.ndarray, hessian: np.ndarray, *, damping: float, act_order: bo
     dead = np.diag(h) == 0
     h[dead, dead] = 1
     w[:, dead] = 0
-    order = np.argsort(-np.diag(h), kind="stable") if act_order else np.arange(len(h))
+    order = np.arange(len(h))
+    if act_order:
+        order = np.lexsort((order if among_equals is None else among_equals, -np.diag(h)))
     h = h[order][:, order]
     h += np.diag(np.full(len(h), damping * np.mean(np.diag(h)) if len(h) else 0.0))
     v = upper_factor(h)

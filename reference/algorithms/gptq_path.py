@@ -183,7 +183,7 @@ def path_enclosures(
         As `gptq`.
     """
     unit = _UNIT[intermediate]
-    layer = problem(w, hessian, damping=damping, act_order=grid.act_order)
+    layer = problem(w, hessian, damping=damping, act_order=grid.act_order, among_equals=returned.group_index)
     index = group_index(layer.order, grid)
     scale = np.where(np.isfinite(returned.scale) & (returned.scale > 0), returned.scale, 1.0)
     placed = index[layer.order]

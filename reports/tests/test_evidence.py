@@ -14,6 +14,7 @@ import pytest
 
 from lowbit_cts.reports import evidence
 from lowbit_cts.reports.evidence import (
+    AlgorithmAccuracy,
     Ceiling,
     Fingerprint,
     FormatAccuracy,
@@ -77,6 +78,20 @@ MODEL = ModelAccuracy(
     bits_per_weight=8,
     layer_mse={"fc": 0.1},
     layer_weight_mse={},
+)
+
+ALGORITHM = AlgorithmAccuracy(
+    run="r",
+    time=TIME,
+    device="cpu",
+    model="m",
+    algorithm="RTN",
+    backend="acme",
+    bits=4,
+    perplexity=2.5,
+    perplexity_se=0.1,
+    divergence=0.01,
+    divergence_se=0.0,
 )
 
 FORMAT = FormatAccuracy(
@@ -148,7 +163,7 @@ def path(tmp_path):
 
 
 def test_every_kind_is_read_as_it_was_written(path):
-    records = (RUN, VERDICT, MEASUREMENT, CEILING, MODEL, FORMAT, FINGERPRINT, TIGHTNESS)
+    records = (RUN, VERDICT, MEASUREMENT, CEILING, MODEL, ALGORITHM, FORMAT, FINGERPRINT, TIGHTNESS)
     for record in records:
         append(path, record)
     assert read(path) == evidence.Evidence(records, torn=0)

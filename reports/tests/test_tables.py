@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from lowbit_cts.reports import tables
-from lowbit_cts.reports.evidence import VERDICTS, FormatAccuracy
+from lowbit_cts.reports.evidence import VERDICTS, AlgorithmAccuracy, FormatAccuracy
 
 
 def cell(table, header, row=0):
@@ -246,6 +246,23 @@ def test_models_are_held_against_float32(model):
     assert layers.column("layer") == ("fc1", "fc2") * 2
     assert layers.column("output MSE") == ("0", "0", "1e-05", "2e-05")
     assert layers.column("weight MSE") == ("0", "", "0", "")
+
+
+def test_algorithms_stand_by_their_divergence_with_its_error():
+    rtn = AlgorithmAccuracy(
+        run="r1", time="2025-01-01T00:00:00.000000+00:00", device="cpu-x", model="m", algorithm="RTN", backend="acme",
+        bits=4, bits_per_weight=4.5, size_bytes=1000, perplexity=3.14159, perplexity_se=0.0123, divergence=0.0567,
+        divergence_se=0.0012, accuracy=0.9, accuracy_se=0.01,
+    )  # fmt: skip
+    better = replace(rtn, algorithm="GPTQ", divergence=0.03, divergence_over_rtn=-0.0267, divergence_over_rtn_se=0.0004)
+    table = tables.algorithms([rtn, better, replace(rtn, bits=8), replace(rtn, algorithm="bare", perplexity_se=0.0)])
+    assert table.column("bits") == ("8", "4", "4", "4")
+    assert table.column("algorithm") == ("RTN", "GPTQ", "RTN", "bare")
+    assert table.column("perplexity")[:2] == ("3.142 ± 0.012", "3.142 ± 0.012")
+    assert table.column("perplexity")[3] == "3.142"
+    assert table.column("KL nats") == ("0.0567 ± 0.0012", "0.0300 ± 0.0012", "0.0567 ± 0.0012", "0.0567 ± 0.0012")
+    assert table.column("KL less that of RTN") == ("", "-0.02670 ± 0.00040", "", "")
+    assert table.column("accuracy %")[0] == "90.0 ± 1.0"
 
 
 def test_formats_bear_the_speed_of_the_fastest_kernel_of_each_backend(measurement):

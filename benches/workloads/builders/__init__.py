@@ -3,6 +3,7 @@
 from lowbit_cts.benches.workloads.builders import (  # noqa: F401  (fill BUILDERS)
     affine,
     attention,
+    awq,
     binary,
     block_formats,
     casts,
@@ -10,6 +11,7 @@ from lowbit_cts.benches.workloads.builders import (  # noqa: F401  (fill BUILDER
     convolution,
     gguf,
     gptq,
+    hqq,
     kv_cache,
     linear,
     observers,
@@ -17,6 +19,7 @@ from lowbit_cts.benches.workloads.builders import (  # noqa: F401  (fill BUILDER
     packing,
     products,
     qat,
+    qlora,
     requantization,
     structured,
     vector,

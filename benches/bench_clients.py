@@ -1,0 +1,75 @@
+"""What libraries make of the language model when they quantize it themselves, and QLoRA of both kinds."""
+
+from importlib.util import find_spec
+
+import pytest
+
+from lowbit_cts.benches.engine.replay import replayed_seconds
+from lowbit_cts.benches.workloads import comparison, subjects
+from lowbit_cts.benches.workloads.algorithms import Layer, normal_float
+from lowbit_cts.benches.workloads.byte_llama import network
+from lowbit_cts.benches.workloads.byte_llama.clients import CLIENTS, logits
+from lowbit_cts.benches.workloads.calls import UnsupportedError
+from lowbit_cts.kernels.numpy import backend as numpy_backend
+from lowbit_cts.reports import evidence
+
+pytestmark = pytest.mark.benchmark(timer=replayed_seconds)
+
+
+def _skip_unless(request, *libraries):
+    if request.config.getoption("--benchmark-disable"):
+        pytest.skip("takes minutes: not part of a smoke run")
+    for library in ("safetensors", *libraries):
+        if find_spec(library) is None:
+            pytest.skip(f"{library} is not installed")
+
+
+def _record(recorder, backend, *, of, algorithm, bits, found, **figures):
+    recorder.record(
+        evidence.AlgorithmAccuracy, backend, model=network.MODEL, backend=of, algorithm=algorithm, bits=bits,
+        **comparison.worth_figures([found]), **figures,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def bench_clients(recorder, request, client):
+    """Perplexity and divergence of the model as a library quantizes it."""
+    chosen = CLIENTS[client]
+    _skip_unless(request, "transformers", chosen.library)
+    found = subjects.judged_by(logits(chosen.load()), subjects.true_logits())
+    _record(recorder, numpy_backend, of=chosen.library, algorithm=chosen.algorithm, bits=chosen.bits, found=found)
+    assert found.divergence.mean() < 1
+
+
+def bench_qlora(backend, recorder, request):
+    """QLoRA over the backend's own NF4: adapters trained for a minute, beside what is quantized only."""
+    _skip_unless(request, "torch")
+    try:
+        fit = normal_float(backend, 4, None)
+    except UnsupportedError:
+        pytest.skip("has no NF4 with double quantization")
+    from lowbit_cts.benches.workloads.byte_llama import qlora
+
+    weights = network.weights()
+    fitted = {name: fit(Layer(weights[name], weights[name][:0])) for name in network.product_names()}
+    base = {name: layer.weights for name, layer in fitted.items() if layer.weights is not None}
+    before = subjects.judged_by(
+        lambda tokens: network.logits(tokens, network.plain({**weights, **base}), weights), subjects.true_logits()
+    )
+    trained = qlora.by_kernels(base)
+    found = subjects.judged_by(trained.logits, subjects.true_logits())
+    size = int(sum(layer.bits for layer in fitted.values())) // 8
+    _record(
+        recorder, backend, of=backend.name, algorithm="QLoRA", bits=4, found=found,
+        size_bytes=size + trained.adapter_bytes, training_bytes=size + trained.training_bytes,
+    )  # fmt: skip
+    assert found.loss.mean() < before.loss.mean()
+
+
+def bench_qlora_by_peft(recorder, request):
+    """The same by PEFT over bitsandbytes."""
+    _skip_unless(request, "torch", "transformers", "peft", "bitsandbytes")
+    from lowbit_cts.benches.workloads.byte_llama import qlora
+
+    found = subjects.judged_by(qlora.by_peft().logits, subjects.true_logits())
+    _record(recorder, numpy_backend, of="peft", algorithm="QLoRA", bits=4, found=found)
