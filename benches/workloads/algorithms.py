@@ -1,8 +1,8 @@
 """Algorithms that quantize a layer, each run on a backend's own kernels.
 
 An algorithm is asked for its kernels first, so that a backend that lacks one is told apart from one that fails, then
-fitted to a layer: its weights and what came in during calibration. Scales of channels (AWQ, SmoothQuant) are each layer's
-own; a runtime that folds them into what comes before has layers of one input share them.
+fitted to a layer: its weights and what came in during calibration. Scales of channels (AWQ, SmoothQuant) are each
+layer's own; a runtime that folds them into what comes before has layers of one input share them.
 """
 
 from collections.abc import Callable, Mapping

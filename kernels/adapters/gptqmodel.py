@@ -1,8 +1,8 @@
 """GPTQModel: the class that quantizes one layer, given the Hessian instead of activations.
 
-Blocks are as long as a group: within a longer one it takes the scales of a group from weights that the errors of the same
-block have not reached yet. Two-bit codes are declared with symmetric ranges only, since for asymmetric ones it searches
-the zero point.
+Blocks are as long as a group: within a longer one it takes the scales of a group from weights that the errors of the
+same block have not reached yet. Two-bit codes are declared with symmetric ranges only, since for asymmetric ones it
+searches the zero point.
 """
 
 import os

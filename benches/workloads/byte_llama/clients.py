@@ -3,10 +3,13 @@
 Every client loads the committed files as transformers does, quantizes them itself, and is judged by its logits.
 """
 
+import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import as_file, files
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -93,15 +96,35 @@ def _torchao(bits: int, dynamic: bool = False) -> Any:
 
 
 def _gptqmodel(bits: int, act_order: bool = False) -> Any:
-    """Return the model quantized by GPTQModel on windows of training text."""
+    """Return the model quantized by GPTQModel on windows of training text, saved and loaded again."""
+    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
     from gptqmodel import GPTQModel, QuantizeConfig
 
     rows = corpus.windows(CALIBRATED, LENGTH, held_out=False, seed=0).tolist()
-    with folder() as path:
-        config = QuantizeConfig(bits=bits, group_size=128, desc_act=act_order, sym=True)
-        model = GPTQModel.load(str(path), config)
+    config = QuantizeConfig(
+        bits=bits, group_size=128, desc_act=act_order, act_group_aware=False, sym=True, offload_to_disk=False
+    )
+    with folder() as path, TemporaryDirectory() as with_tokenizer, TemporaryDirectory() as saved:
+        shutil.copytree(path, with_tokenizer, dirs_exist_ok=True)
+        _tokenizer().save_pretrained(with_tokenizer)
+        model = GPTQModel.load(with_tokenizer, config, device="cpu")
         model.quantize([{"input_ids": row, "attention_mask": [1] * len(row)} for row in rows], batch_size=8)
-    return model.model
+        model.save(saved)
+        return GPTQModel.load(saved, device="cpu").model.float().eval()
+
+
+def _tokenizer() -> Any:
+    """Return the tokenizer of bytes, each a token of its own: the model needs none, but GPTQModel asks for one."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    printed = [*range(33, 127), *range(161, 173), *range(174, 256)]  # stand for themselves; the others follow 255
+    others = [byte for byte in range(256) if byte not in printed]
+    letters = {byte: chr(byte) for byte in printed} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+    tokenizer = Tokenizer(models.BPE({letter: byte for byte, letter in letters.items()}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=letters[0], eos_token=letters[0])
 
 
 CLIENTS: Mapping[str, Client] = {
