@@ -10,7 +10,7 @@ from lowbit_cts import __version__
 from lowbit_cts.benches.engine.ceilings import Ceiling, measured_ceilings
 from lowbit_cts.benches.engine.datasheet import datasheet_peaks
 from lowbit_cts.benches.rows import ceiling_record
-from lowbit_cts.benches.table import smallest
+from lowbit_cts.benches.table import extremes, smallest
 from lowbit_cts.kernels import Backend, ContractError
 from lowbit_cts.kernels.discovery import default_backends, load_backends
 from lowbit_cts.reports import device, evidence
@@ -98,6 +98,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         # A row is then run once, to see that its results are admissible: what is in the cache is all one, and of rows
         # that differ in their shape alone the smallest will do.
         caches, rows = caches[:1], smallest(rows)
+    elif metafunc.config.getoption("--profile") == "smoke":
+        caches, rows = caches[1:], extremes(rows)  # weights that come from memory are what a layer is about
     if "implementation" in metafunc.fixturenames:
         pairs = [
             pytest.param(i, row, cache, id=f"{i.id}-{row.id}-{cache}")

@@ -56,9 +56,18 @@ class Row:
 
 def smallest(rows: Iterable[Row]) -> list[Row]:
     """Return the rows, of those that differ in their shape alone the smallest."""
-    found: dict[str, Row] = {}
+    return [alike[0] for alike in _by_size(rows)]
+
+
+def extremes(rows: Iterable[Row]) -> list[Row]:
+    """Return the rows, of those that differ in their shape alone the smallest and the largest."""
+    return [row for alike in _by_size(rows) for row in alike[:1] + alike[1:][-1:]]
+
+
+def _by_size(rows: Iterable[Row]) -> list[list[Row]]:
+    found: dict[str, list[Row]] = {}
     for row in sorted(rows, key=lambda row: row.elements):
-        found.setdefault(f"{row.operation} {row.fill} {dict(row.parameters)}", row)
+        found.setdefault(f"{row.operation} {row.fill} {dict(row.parameters)}", []).append(row)
     return list(found.values())
 
 

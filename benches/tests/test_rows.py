@@ -5,7 +5,7 @@ import pytest
 
 from lowbit_cts.benches import rows, table
 from lowbit_cts.benches.engine.ceilings import Ceiling
-from lowbit_cts.benches.table import Row, smallest
+from lowbit_cts.benches.table import Row, extremes, smallest
 from lowbit_cts.kernels import OPERATIONS, Backend, Division, Semantics
 from lowbit_cts.kernels.discovery import load_backends
 
@@ -176,3 +176,5 @@ def test_of_rows_that_differ_in_their_shape_the_smallest_stays():
     rows_ = [Row("matmul_w8a8", "lenet-5/c3", batch, fill) for fill in ("normal", "outliers") for batch in (4, 1, 2)]
     wide, other = Row("matmul_w8a8", "bert-base/attn.output", 1), Row("matmul_w8a16", "lenet-5/c3", 8)
     assert smallest([wide, *rows_, other]) == [rows_[1], rows_[4], other]
+    assert extremes([*rows_, other]) == [rows_[1], rows_[0], rows_[4], rows_[3], other]
+    assert extremes([other]) == [other]

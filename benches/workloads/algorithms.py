@@ -41,8 +41,8 @@ class Layer:
 
     @cached_property
     def sample(self) -> np.ndarray:
-        """Tokens at equal distances, at most `SEARCHED`."""
-        return np.ascontiguousarray(self.x[:: -(-len(self.x) // SEARCHED)])
+        """Tokens drawn by lot, the same every time, at most `SEARCHED`."""
+        return self.x[np.random.default_rng(0).permutation(len(self.x))[:SEARCHED]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,14 +198,14 @@ def _int8(
     inputs = {"input_format": "float32", "narrow_range": False}
     weight = {**_affine("int8", None, "symmetric"), **inputs}
     choose_w, quantize_w = (kernel(backend, f"{verb}_affine", weight) for verb in ("choose_qparams", "quantize"))
-    activation = {**_affine("int8", None), **inputs}
+    activation = {**_affine("uint8", None), **inputs}
     if granularity == "tensor":
         activation |= {"granularity": "tensor", "axis": None}
     choose, quantize = (kernel(backend, f"{verb}_affine", activation) for verb in ("choose_qparams", "quantize"))
     matmul = kernel(
         backend, "matmul_w8a8",
         {
-            "a_format": "int8", "activation_granularity": granularity, "weight_granularity": "channel",
+            "a_format": "uint8", "activation_granularity": granularity, "weight_granularity": "channel",
             "mapping": "asymmetric", "has_bias": False, "output_format": "float32",
         },
     )  # fmt: skip
@@ -221,7 +221,7 @@ def _int8(
 
 
 def static_int8(backend: Backend, bits: int, group_size: int | None) -> Fit:
-    """Fit weights of a channel and activations of a tensor, by the range that calibration saw, to int8 (naive W8A8)."""
+    """Fit weights of a channel to int8, activations by the range that calibration saw to uint8 (naive W8A8)."""
     weights, product, choose = _int8(backend, "tensor")
 
     def fit(layer: Layer) -> Fitted:
