@@ -45,6 +45,25 @@ def test_libraries_quantize_it(tokens, truth, client, most):
     assert 1e-7 < divergence.mean() < most
 
 
+def test_qlora_of_peft_goes_the_way_of_ours(monkeypatch):
+    """The same adapters on the same text over NF4 of both: step by step the same losses."""
+    pytest.importorskip("peft")
+    pytest.importorskip("bitsandbytes")
+    pytest.importorskip("transformers")
+    from lowbit_cts.benches.workloads.algorithms import Layer, normal_float
+    from lowbit_cts.benches.workloads.byte_llama import qlora
+    from lowbit_cts.kernels.numpy import backend
+
+    for name, value in {"STEPS": 8, "BATCH": 2, "LENGTH": 64, "RATE": 1e-2}.items():
+        monkeypatch.setattr(qlora, name, value)
+    fit, weights = normal_float(backend, 4, None), network.weights()
+    base = {name: fit(Layer(weights[name], weights[name][:0])).weights for name in network.product_names()}
+    ours, theirs = qlora.by_kernels(base), qlora.by_peft()
+    np.testing.assert_allclose(ours.losses, theirs.losses, rtol=6e-3)
+    assert np.ptp(ours.losses) > 0.1
+    assert ours.adapter_bytes == theirs.adapter_bytes
+
+
 # llama.cpp
 
 

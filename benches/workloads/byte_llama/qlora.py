@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from lowbit_cts.benches.workloads.byte_llama import clients, corpus, network, train
 
-RANK, ALPHA, STEPS, BATCH, LENGTH, RATE = 8, 16, 60, 8, 256, 1e-3
+RANK, ALPHA, STEPS, BATCH, LENGTH, RATE = 8, 16, 120, 8, 256, 3e-4
 _SEED = 7
 
 Logits = Callable[[np.ndarray], np.ndarray]
