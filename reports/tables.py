@@ -476,7 +476,7 @@ def algorithms(records: Iterable[Record]) -> Table:
             *(a.device, a.model, str(a.bits), a.algorithm, a.backend, number(a.bits_per_weight, 3)),
             number(a.size_bytes, unit=1000),
             number(a.training_bytes, unit=1000),
-            _with_error(a.perplexity, a.perplexity_se),
+            f"{number(a.perplexity, 5)} ± {number(a.perplexity_se, 2)}",  # on the same samples: all digits count
             _with_error(a.divergence, a.divergence_se),
             _with_error(a.divergence_over_rtn, a.divergence_over_rtn_se),
             _with_error(a.output_error, a.output_error_se),
