@@ -60,13 +60,18 @@ def convolution(
 
 
 def register(backend: Backend) -> None:
-    """Register the convolution of uint8 images, apart by what the plugin makes of strides of 1x1 kernels."""
+    """Register the convolution of uint8 images, apart by what the plugin makes of padding beside other geometry.
+
+    Strides of 1x1 kernels go wrong there, and the zero point where a dilated kernel has padding alone beneath it.
+    """
     unit, others = (1, 1), ((2, 2), (2, 1), (1, 3))
     none, some = (0, 0, 0, 0), ((1, 1, 1, 1), (1, 0, 2, 1), (0, 3, 0, 2))
-    for name, strides, pads in (
-        ("Convolution", (unit,), (none, *some)),
-        ("Convolution_strided", (unit, *others), (none,)),
-        ("Convolution_strided_and_padded", others, some),
+    dilated = ((2, 2), (1, 2), (3, 1))
+    for name, strides, pads, dilations in (
+        ("Convolution", (unit,), some, (unit,)),
+        ("Convolution_strided", (unit, *others), (none,), (unit, *dilated)),
+        ("Convolution_dilated_and_padded", (unit,), some, dilated),
+        ("Convolution_strided_and_padded", others, some, (unit, *dilated)),
     ):
         backend.implements(
             "conv2d_int8",
@@ -78,6 +83,7 @@ def register(backend: Backend) -> None:
                 "weight_granularity": ("tensor", "channel"),
                 "strides": strides,
                 "pads": pads,
+                "dilations": dilations,
             },
             prepare=hold,
         )(convolution)
