@@ -6,14 +6,17 @@ import pytest
 
 from lowbit_cts.benches.engine.replay import replayed_seconds
 from lowbit_cts.benches.workloads import comparison, subjects
-from lowbit_cts.benches.workloads.algorithms import Layer, normal_float
+from lowbit_cts.benches.workloads.algorithms import ALGORITHMS
 from lowbit_cts.benches.workloads.byte_llama import network
-from lowbit_cts.benches.workloads.byte_llama.clients import CLIENTS, logits
+from lowbit_cts.benches.workloads.byte_llama.clients import CLIENTS, held_bytes, logits
 from lowbit_cts.benches.workloads.calls import UnsupportedError
 from lowbit_cts.kernels.numpy import backend as numpy_backend
 from lowbit_cts.reports import evidence
 
 pytestmark = pytest.mark.benchmark(timer=replayed_seconds)
+
+#: What the weights below QLoRA's adapters are.
+QLORA_BASE = "NF4, double quantization"
 
 
 def _skip_unless(request, *libraries):
@@ -35,9 +38,13 @@ def _record(recorder, backend, *, of, algorithm, bits, found, **figures):
 def bench_clients(recorder, request, client):
     """Perplexity and divergence of the model as a library quantizes it."""
     chosen = CLIENTS[client]
-    _skip_unless(request, "transformers", chosen.library)
-    found = subjects.judged_by(logits(chosen.load()), subjects.true_logits())
-    _record(recorder, numpy_backend, of=chosen.library, algorithm=chosen.algorithm, bits=chosen.bits, found=found)
+    _skip_unless(request, "transformers", chosen.package)
+    model = chosen.load()
+    found = subjects.judged_by(logits(model), subjects.true_logits())
+    _record(
+        recorder, numpy_backend, of=chosen.package, algorithm=chosen.algorithm, bits=chosen.bits, found=found,
+        size_bytes=held_bytes(model),
+    )  # fmt: skip
     assert found.divergence.mean() < 1
 
 
@@ -45,24 +52,15 @@ def bench_qlora(backend, recorder, request):
     """QLoRA over the backend's own NF4: adapters trained for half a minute, no worse than without."""
     _skip_unless(request, "torch")
     try:
-        fit = normal_float(backend, 4, None)
+        fit = ALGORITHMS[QLORA_BASE].algorithm(backend, 4, None)
     except UnsupportedError:
         pytest.skip("has no NF4 with double quantization")
     from lowbit_cts.benches.workloads.byte_llama import qlora
 
-    weights = network.weights()
-    fitted = {name: fit(Layer(weights[name], weights[name][:0])) for name in network.product_names()}
-    base = {name: layer.weights for name, layer in fitted.items() if layer.weights is not None}
-    before = subjects.judged_by(
-        lambda tokens: network.logits(tokens, network.plain({**weights, **base}), weights), subjects.true_logits()
-    )
-    trained = qlora.by_kernels(base)
+    trained = qlora.by_kernels(fit)
+    before = comparison.trial(subjects.byte_llama(), backend, ALGORITHMS[QLORA_BASE], 4, 0).worth
     found = subjects.judged_by(trained.logits, subjects.true_logits())
-    size = int(sum(layer.bits for layer in fitted.values())) // 8
-    _record(
-        recorder, backend, of=backend.name, algorithm="QLoRA", bits=4, found=found,
-        size_bytes=size + trained.adapter_bytes, training_bytes=size + trained.training_bytes,
-    )  # fmt: skip
+    _record(recorder, backend, of=backend.name, algorithm="QLoRA", bits=4, found=found, **trained.sizes())
     difference = found.loss - before.loss
     assert difference.mean() < 2 * comparison.standard_error(difference, difference[:1])
 
@@ -72,5 +70,6 @@ def bench_qlora_by_peft(recorder, request):
     _skip_unless(request, "torch", "transformers", "peft", "bitsandbytes")
     from lowbit_cts.benches.workloads.byte_llama import qlora
 
-    found = subjects.judged_by(qlora.by_peft().logits, subjects.true_logits())
-    _record(recorder, numpy_backend, of="peft", algorithm="QLoRA", bits=4, found=found)
+    trained = qlora.by_peft()
+    found = subjects.judged_by(trained.logits, subjects.true_logits())
+    _record(recorder, numpy_backend, of="peft", algorithm="QLoRA", bits=4, found=found, **trained.sizes())

@@ -39,10 +39,12 @@ def test_libraries_quantize_it(tokens, truth, client, most):
     from lowbit_cts.benches.workloads.byte_llama import clients
 
     chosen = clients.CLIENTS[client]
-    pytest.importorskip(chosen.library)
-    found = clients.logits(chosen.load())(tokens)
-    _, divergence = subjects.worth(found, truth, tokens)
+    pytest.importorskip(chosen.package)
+    model = chosen.load()
+    _, divergence = subjects.worth(clients.logits(model)(tokens), truth, tokens)
     assert 1e-7 < divergence.mean() < most
+    count = sum(np.prod(network.shapes()[name]) for name in network.product_names())
+    assert 0.5 <= clients.held_bytes(model) / count < 1.1  # at most a byte a weight, and its scales
 
 
 def test_qlora_of_peft_goes_the_way_of_ours(monkeypatch):
@@ -50,18 +52,17 @@ def test_qlora_of_peft_goes_the_way_of_ours(monkeypatch):
     pytest.importorskip("peft")
     pytest.importorskip("bitsandbytes")
     pytest.importorskip("transformers")
-    from lowbit_cts.benches.workloads.algorithms import Layer, normal_float
+    from lowbit_cts.benches.workloads.algorithms import normal_float
     from lowbit_cts.benches.workloads.byte_llama import qlora
     from lowbit_cts.kernels.numpy import backend
 
     for name, value in {"STEPS": 8, "BATCH": 2, "LENGTH": 64, "RATE": 1e-2}.items():
         monkeypatch.setattr(qlora, name, value)
-    fit, weights = normal_float(backend, 4, None), network.weights()
-    base = {name: fit(Layer(weights[name], weights[name][:0])).weights for name in network.product_names()}
-    ours, theirs = qlora.by_kernels(base), qlora.by_peft()
+    ours, theirs = qlora.by_kernels(normal_float(backend, 4, None)), qlora.by_peft()
     np.testing.assert_allclose(ours.losses, theirs.losses, rtol=6e-3)
     assert np.ptp(ours.losses) > 0.1
     assert ours.adapter_bytes == theirs.adapter_bytes
+    assert ours.base_bytes < theirs.base_bytes < 1.05 * ours.base_bytes  # theirs has tables of values in every layer
 
 
 # llama.cpp

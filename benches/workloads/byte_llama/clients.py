@@ -5,7 +5,7 @@ Every client loads the committed files as transformers does, quantizes them itse
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import as_file, files
@@ -26,8 +26,8 @@ class Client:
 
     Attributes
     ----------
-    library : str
-        The package to be installed.
+    package : str
+        The library, as it is imported.
     algorithm : str
         What it does, in the library's terms.
     bits : int
@@ -35,7 +35,7 @@ class Client:
         Gives the quantized model, a torch module.
     """
 
-    library: str
+    package: str
     algorithm: str
     bits: int
     load: Callable[[], Any]
@@ -64,6 +64,31 @@ def logits(model: Any) -> Callable[[np.ndarray], np.ndarray]:
             return model(torch.from_numpy(tokens), use_cache=False).logits.float().numpy()
 
     return run
+
+
+def held_bytes(model: Any) -> int:
+    """Return the bytes in memory of a model's quantized products: codes, scales, tables; adapters are not counted."""
+    return sum(
+        tensor.nbytes
+        for name, module in model.named_modules()
+        if "_proj" in name and "lora_" not in name
+        for held in (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        for tensor in _tensors(held)
+    )
+
+
+def _tensors(held: Any) -> Iterator[Any]:
+    """Yield the plain tensors of a parameter: torchao's have them inside, bitsandbytes' beside them."""
+    if hasattr(held, "__tensor_flatten__"):
+        for name in held.__tensor_flatten__()[0]:
+            yield from _tensors(getattr(held, name))
+        return
+    yield held
+    state, row_scales = getattr(held, "quant_state", None), getattr(held, "SCB", None)
+    if state is not None:
+        yield from (value for value in state.as_dict(packed=True).values() if hasattr(value, "nbytes"))
+    if row_scales is not None:
+        yield row_scales
 
 
 def _bitsandbytes(**options: Any) -> Any:

@@ -7,7 +7,7 @@ References
 .. [1] T. Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", arXiv:2305.14314, eq. (5) and (6).
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lowbit_cts.benches.workloads.algorithms import Fit, Layer
 from lowbit_cts.benches.workloads.byte_llama import clients, corpus, network, train
 
 RANK, ALPHA, STEPS, BATCH, LENGTH, RATE = 8, 16, 120, 8, 256, 3e-4
@@ -33,18 +34,19 @@ class Trained:
     logits : callable
         Of tokens (windows, length), int64.
     losses : ndarray of float64, shape (STEPS,)
-    adapter_bytes : int
-        Of the adapters in float32.
+    base_bytes, adapter_bytes : int
+        Of the quantized weights, and of the adapters in float32.
     """
 
     logits: Logits
     losses: np.ndarray
+    base_bytes: int
     adapter_bytes: int
 
-    @property
-    def training_bytes(self) -> int:
-        """Bytes of adapters, their gradients and Adam's two moments; the quantized weights come on top."""
-        return 4 * self.adapter_bytes
+    def sizes(self) -> dict[str, int]:
+        """Return the bytes that are stored, and those held while training: gradients and Adam's two moments, too."""
+        stored = self.base_bytes + self.adapter_bytes
+        return {"size_bytes": stored, "training_bytes": stored + 3 * self.adapter_bytes}
 
 
 def adapters() -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -74,15 +76,12 @@ def _fit(run: Callable[[Tensor], Tensor], parameters: Iterable[Tensor]) -> np.nd
     return np.array(losses)
 
 
-def by_kernels(base: Mapping[str, np.ndarray]) -> Trained:
-    """Return the model with adapters trained over quantized weights.
-
-    Parameters
-    ----------
-    base : mapping of ndarray of float32
-        What the codes of the products' weights stand for, by name.
-    """
-    weights = {name: torch.from_numpy(np.array(base.get(name, w))) for name, w in network.weights().items()}
+def by_kernels(fit: Fit) -> Trained:
+    """Return the model with adapters trained over the weights that an algorithm fits without samples."""
+    plain = network.weights()
+    fitted = {name: fit(Layer(plain[name], plain[name][:0])) for name in network.product_names()}
+    base = {name: layer.weights for name, layer in fitted.items() if layer.weights is not None}
+    weights = {name: torch.from_numpy(np.array(base.get(name, w))) for name, w in plain.items()}
     trained = {name: [torch.tensor(each, requires_grad=True) for each in pair] for name, pair in adapters().items()}
 
     def product(name: str, x: Tensor) -> Tensor:
@@ -102,7 +101,7 @@ def by_kernels(base: Mapping[str, np.ndarray]) -> Trained:
         with torch.inference_mode():
             return run(torch.from_numpy(tokens)).numpy()
 
-    return Trained(logits, losses, _bytes(parameters))
+    return Trained(logits, losses, int(sum(layer.bits for layer in fitted.values())) // 8, _bytes(parameters))
 
 
 def by_peft() -> Trained:
@@ -119,7 +118,7 @@ def by_peft() -> Trained:
             named[place].data.copy_(torch.from_numpy(values))
     parameters = [each for each in named.values() if each.requires_grad]
     losses = _fit(lambda tokens: model(tokens, use_cache=False).logits, parameters)
-    return Trained(clients.logits(model), losses, _bytes(parameters))
+    return Trained(clients.logits(model), losses, clients.held_bytes(model), _bytes(parameters))
 
 
 def _bytes(parameters: Iterable[Tensor]) -> int:
