@@ -45,7 +45,7 @@ class Grid:
         Whether scales are those of the weights as they came, in groups of the original order; otherwise of the weights
         as they are when their group begins.
     act_order : bool
-        Whether columns are processed by falling diagonal of the Hessian (of equal ones the first first).
+        Whether columns are processed by falling diagonal of the Hessian; `gptq` takes the first of equal ones first.
     """
 
     bits: int

@@ -298,3 +298,20 @@ def test_where_the_first_order_does_not_suffice_all_is_open():
     ends = path_enclosures(w, h, Grid(4), gptq(w, h, Grid(4), damping=0.0), damping=0.0)["codes"]
     assert np.all(ends.lo[:, -1] == 0)
     assert np.all(ends.hi[:, -1] == 15)
+
+
+@pytest.mark.parametrize(("other", "admitted"), [(2, True), (5, True), (0, False)])
+def test_columns_with_equal_diagonals_may_come_in_any_order(other, admitted):
+    """Dead columns are all equal: which of them the last group gets is the sort's affair; it gets no live one."""
+    rng, dead = np.random.default_rng(5), np.array([2, 5, 7])
+    w, x = rng.standard_normal((4, 9)), 10 * rng.standard_normal((9, 30))
+    x[dead] = 0
+    grid = Grid(4, group_size=4, act_order=True)
+    own = gptq(w, x @ x.T, grid)
+    assert np.flatnonzero(own.group_index == 2) == [7]
+    index, codes = own.group_index.copy(), own.codes.copy()
+    index[[7, other]] = index[[other, 7]]
+    codes[:, dead] = own.zero_point[:, index[dead]]
+    found = Quantized(codes, own.scale, own.zero_point, index)
+    admits = path_enclosures(w, x @ x.T, grid, found)
+    assert all(admits[name].admits(getattr(found, name)).all() for name in admits) == admitted
