@@ -1,4 +1,4 @@
-"""A vendor's SmoothQuant and AWQ: right kernels in several forms and precisions, and ones with a planted fault each."""
+"""A vendor's searches of AWQ: right kernels in several forms and precisions, and ones with a planted fault each."""
 
 import numpy as np
 
@@ -7,7 +7,6 @@ from lowbit_cts.kernels import Backend, Precision, Semantics
 right = Backend("right", version="1.0")
 wrong = Backend("wrong", version="1.0")
 
-ALPHAS = {"alpha": (0.5, 0.75, 0.25, 0.0, 1.0)}
 GRIDS = {
     "format": ("uint4", "uint3", "uint2", "uint8"),
     "granularity": ("channel", "group"),
@@ -15,32 +14,6 @@ GRIDS = {
 }
 CANDIDATES = {"candidates": ("activations", "both")}
 _WIDE = Semantics(intermediate=Precision.FLOAT64)
-
-
-class Smoothing:
-    """SmoothQuant in small steps, each of which a fault may replace."""
-
-    operation, supports, dtype = "smooth_weights", ALPHAS, np.float32
-    floor = 1e-5
-
-    def __init__(self, alpha):
-        self.alpha = alpha
-
-    def magnitudes(self, w):
-        return np.abs(w).max(axis=0, initial=0)
-
-    def quotient(self, absmax, largest):
-        return absmax**self.alpha / largest ** (1 - self.alpha)
-
-    def smoothed(self, w, scale):
-        return w * scale
-
-    def __call__(self, absmax, w):
-        if absmax.shape != w.shape[1:]:
-            raise ValueError("w: must have the columns of absmax")
-        absmax, w, floor = absmax.astype(self.dtype), w.astype(self.dtype), self.dtype(self.floor)
-        scale = np.maximum(self.quotient(absmax, np.maximum(self.magnitudes(w), floor)), floor)
-        return scale.astype(np.float32), self.smoothed(w, scale).astype(np.float32)
 
 
 class Search:
@@ -165,12 +138,7 @@ class Clipping(Search):
 
 def _register(backend, kernel, **options):
     supports = {**kernel.supports, **options.pop("supports", {})}
-    if kernel.operation == "smooth_weights":
-
-        def run(absmax, w, *, alpha):
-            return kernel(alpha)(absmax, w)
-
-    elif kernel.operation == "awq_scales":
+    if kernel.operation == "awq_scales":
 
         def run(x, w, *, format, group_size, candidates):
             return kernel(format, group_size, candidates)(x, w)
@@ -192,38 +160,6 @@ def _right(kernel=None, **options):
         return chosen
 
     return register(kernel) if kernel else register
-
-
-@_right
-class smoothing_in_float32(Smoothing):
-    pass
-
-
-@_right(semantics=_WIDE)
-class smoothing_in_float64(Smoothing):
-    dtype = np.float64
-
-
-@_right
-class smoothing_by_the_reciprocal(Smoothing):
-    def quotient(self, absmax, largest):
-        return absmax**self.alpha * (np.float32(1) / largest ** (1 - self.alpha))
-
-
-@_right
-class smoothing_by_a_negative_power(Smoothing):
-    def quotient(self, absmax, largest):
-        return largest ** (self.alpha - 1) * absmax**self.alpha
-
-
-@_right
-class smoothing_by_logarithms(Smoothing):
-    def quotient(self, absmax, largest):
-        if self.alpha in (0.0, 0.5, 1.0):
-            return super().quotient(absmax, largest)
-        with np.errstate(divide="ignore"):
-            logarithms = [np.log2(part.astype(np.float64)) for part in (absmax, largest)]
-        return np.exp2(self.alpha * logarithms[0] - (1 - self.alpha) * logarithms[1]).astype(np.float32)
 
 
 @_right
@@ -321,80 +257,6 @@ def _wrong(word="must be", **options):
         return kernel
 
     return register
-
-
-@_wrong()
-class alpha_of_the_weights(Smoothing):
-    def quotient(self, absmax, largest):
-        return absmax ** (1 - self.alpha) / largest**self.alpha
-
-
-@_wrong()
-class quotient_upside_down(Smoothing):
-    def quotient(self, absmax, largest):
-        return largest ** (1 - self.alpha) / np.maximum(absmax, np.float32(1e-5)) ** self.alpha
-
-
-@_wrong()
-class no_floor(Smoothing):
-    floor = 0
-
-
-@_wrong()
-class no_floor_of_the_scale(Smoothing):
-    def __call__(self, absmax, w):
-        scale, _ = super().__call__(absmax, w)
-        scale = np.where(absmax == 0, np.float32(self.alpha == 0), scale)
-        return scale, w * scale
-
-
-@_wrong()
-class floor_of_a_float16(Smoothing):
-    floor = 6.2e-5
-
-
-@_wrong()
-class mean_weight(Smoothing):
-    def magnitudes(self, w):
-        return np.abs(w).mean(axis=0) if len(w) else np.zeros(w.shape[1])
-
-
-@_wrong()
-class largest_weight_of_its_sign(Smoothing):
-    def magnitudes(self, w):
-        return w.max(axis=0, initial=0)
-
-
-@_wrong()
-class largest_weight_of_the_rows(Smoothing):
-    def magnitudes(self, w):
-        largest = np.abs(w).max(axis=1, initial=0)
-        return np.resize(largest, w.shape[1]) if largest.size else np.zeros(w.shape[1])
-
-
-@_wrong()
-class last_row_forgotten(Smoothing):
-    def magnitudes(self, w):
-        return np.abs(w[:-1]).max(axis=0, initial=0) if len(w) > 8 else super().magnitudes(w)
-
-
-@_wrong()
-class weights_divided(Smoothing):
-    def smoothed(self, w, scale):
-        return w / scale
-
-
-@_wrong()
-class weights_times_a_float16(Smoothing):
-    def smoothed(self, w, scale):
-        return w * scale.astype(np.float16).astype(np.float32)
-
-
-@_wrong()
-class scales_of_a_bfloat16(Smoothing):
-    def quotient(self, absmax, largest):
-        found = super().quotient(absmax, largest).astype(np.float32)
-        return (found.view(np.uint32) & 0xFFFF0000).view(np.float32)
 
 
 @_wrong(supports={"candidates": "activations"})
